@@ -1,0 +1,175 @@
+"""Snapshot: everything the replay needs, as column arrays.
+
+Left of it the code may touch a kernel; right of it all is computation on these
+arrays, so a saved snapshot can be evaluated again anywhere. It never holds page
+contents, only a keyed hash of each frame.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum, IntFlag
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ksm_eval.replay.rules import Rules, Settings
+
+U8: TypeAlias = NDArray[np.uint8]
+U16: TypeAlias = NDArray[np.uint16]
+U32: TypeAlias = NDArray[np.uint32]
+U64: TypeAlias = NDArray[np.uint64]
+I32: TypeAlias = NDArray[np.int32]
+I64: TypeAlias = NDArray[np.int64]
+
+NO_COMPOUND = 0xFFFFFFFF
+"""`Frames.compound` of a frame that is in no compound page."""
+
+
+class MappingFlag(IntFlag):
+    """One candidate mapping: bits of its PTE or PMD."""
+
+    PROT_NONE = 1  # _PAGE_PROTNONE: mprotect(PROT_NONE) or a NUMA hint
+    HUGE = 2  # mapped by a huge PMD (or PUD), not by PTEs
+    WRITE = 4
+    DIRTY = 8
+
+
+class FrameFlag(IntFlag):
+    """One frame: from struct page, and from its contents."""
+
+    KSM = 1  # is a KSM page already (ksmd has run on this target)
+    ZERO = 2  # all bytes zero
+    PINNED = 4  # more references than mappings explain: write_protect_page() would fail
+    SWAPCACHE = 8
+    EXCLUSIVE = 16  # PG_anon_exclusive
+    UNREADABLE = 32  # contents could not be read; `hash` is meaningless
+    DEVICE = 64  # ZONE_DEVICE; never a candidate
+
+
+class Entry(IntEnum):
+    """What a page-table entry inside a mergeable VMA was; columns of `Vmas.entries`."""
+
+    CANDIDATE = 0  # present, normal, anonymous: ksmd would look at it
+    FILE = 1  # present page of a file, or shmem
+    ZERO_PAGE = 2  # the shared zero page or huge zero page
+    SPECIAL = 3  # pte_special(), PFN map, or a frame without a struct page
+    SWAP = 4
+    MIGRATION = 5
+    DEVICE = 6  # device private / exclusive entry, or ZONE_DEVICE page
+    POISON = 7  # hwpoison entries and pte markers
+    UNREADABLE = 8  # the table or struct page could not be read: entries lost
+
+
+@dataclass(frozen=True)
+class Processes:
+    """One row per mm, in ksmd's scan order. P rows.
+
+    Threads and CLONE_VM tasks share an mm: `pid` is the thread group id of the
+    first of them.
+    """
+
+    pid: I32
+    comm: list[str]
+    cgroup: list[str]  # cgroup v2 path, "" if unknown
+    uid: U32  # real uid, as seen in the initial user namespace
+    start_time: U64  # task_struct.start_boottime, ns
+    registered: NDArray[np.bool_]  # has a ksm mm_slot: ksmd already scans it
+    observed: dict[str, I64]  # ksm_rmap_items, ksm_merging_pages, ksm_zero_pages; absent: no such member
+
+    def __len__(self) -> int:
+        return len(self.pid)
+
+
+@dataclass(frozen=True)
+class Vmas:
+    """One row per VMA, by process, then address. V rows."""
+
+    process: U32  # row in Processes
+    start: U64
+    end: U64
+    flags: U64  # vm_flags
+    name: list[str]  # as in /proc/PID/maps; "" for plain anonymous memory
+    reason: list[str]  # why it is not mergeable (target.vmas.REASONS); "" if it is
+    offset: I64  # shape (V+1,): mappings[offset[v]:offset[v+1]] are of VMA v
+    entries: U32  # shape (V, len(Entry)): page-table entries by kind, in pages
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+
+@dataclass(frozen=True)
+class Mappings:
+    """One row per candidate mapping, in ksmd's scan order. M rows."""
+
+    frame: U32  # row in Frames
+    page: U32  # (address - vma.start) / page_size
+    flags: U8  # MappingFlag
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+
+@dataclass(frozen=True)
+class Frames:
+    """One row per distinct frame that some candidate mapping maps, by ascending PFN. F rows."""
+
+    pfn: U64
+    hash: U64  # XXH3-64 of the contents under a key that is not kept
+    flags: U8  # FrameFlag
+    mapcount: U32  # page-table entries of the whole system that map this frame
+    node: U16  # NUMA node
+    compound: U32  # row in Compounds, or NO_COMPOUND
+    order: U32 | None = None
+    """Rank of the contents in memcmp order (equal contents, equal rank). Only where the
+    shape of ksmd's trees decides (Rules.prot_none_unreadable and PROT_NONE candidates)."""
+
+    def __len__(self) -> int:
+        return len(self.pfn)
+
+
+@dataclass(frozen=True)
+class Compounds:
+    """One row per compound page (THP or smaller large folio) that has a candidate frame. C rows."""
+
+    head: U64  # PFN of the head page
+    pages: U32  # 1 << order
+    pinned: NDArray[np.bool_]  # references beyond its mappings: cannot be split
+
+    def __len__(self) -> int:
+        return len(self.head)
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """Where a snapshot comes from."""
+
+    kind: str  # "vmcore", "kernel", "qemu", "procfs"
+    path: str  # of the vmcore, or ""
+    release: str  # utsname release of the target
+    arch: str
+    page_size: int
+    time: float  # seconds since the epoch when it was taken
+    debug_info: str  # "DWARF (path)", "BTF + kallsyms", …
+    rules: Rules
+    settings: Settings  # the target's own, where readable, else the kernel's defaults
+    settings_source: dict[str, str]  # setting -> "target" or "kernel default"
+    counters: dict[str, int]  # the target's own /sys/kernel/mm/ksm counters, those found
+    sizeof: dict[str, int]  # rmap_item, stable_node, mm_slot
+    question: str  # "merge_any" (as if PR_SET_MEMORY_MERGE) or "mergeable_only"
+    unreadable: dict[str, int] = field(default_factory=dict)  # reason -> pages
+    notes: list[str] = field(default_factory=list)  # what a reader must know, a line each
+    total_ram_pages: int = 0
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The memory of the selected processes at one moment."""
+
+    meta: Metadata
+    processes: Processes
+    vmas: Vmas
+    mappings: Mappings
+    frames: Frames
+    compounds: Compounds

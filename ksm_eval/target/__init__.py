@@ -1,0 +1,128 @@
+"""Where memory comes from. The only folder that knows drgn (or /proc)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ksm_eval.replay.rules import Rules, Settings
+from ksm_eval.snapshot import U8, U16, U32, U64, I64
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which tasks to evaluate; the parts add up."""
+
+    pids: tuple[int, ...] = ()  # of any thread
+    children: bool = False  # and everything below `pids`, `comms` and `cgroups`
+    comms: tuple[str, ...] = ()  # shell globs
+    cgroups: tuple[str, ...] = ()  # cgroup v2 paths, each with its subtree
+    all: bool = False
+
+
+@dataclass(frozen=True)
+class Process:
+    """One mm. `handle` is the target's own (a drgn mm_struct, a pid)."""
+
+    pid: int
+    comm: str
+    cgroup: str
+    uid: int
+    start_time: int
+    registered: bool
+    observed: dict[str, int]
+    handle: object
+
+
+@dataclass(frozen=True)
+class Vma:
+    start: int
+    end: int
+    flags: int
+    name: str
+    reason: str  # "" if mergeable
+
+
+@dataclass(frozen=True)
+class WalkedVmas:
+    """The page tables of one process's mergeable VMAs."""
+
+    offset: I64  # shape (len(vmas)+1,), into the three below
+    pfn: U64
+    page: U32  # page index within the VMA
+    flags: U8  # MappingFlag
+    entries: U32  # shape (len(vmas), len(Entry)), without FILE/CANDIDATE told apart yet
+
+
+@dataclass(frozen=True)
+class FrameTable:
+    """struct page of the given PFNs, a row each."""
+
+    candidate: NDArray[np.bool_]  # anonymous (KSM included), not ZONE_DEVICE
+    flags: U8  # FrameFlag but for ZERO and UNREADABLE
+    entry: U8  # Entry of those that are no candidates (FILE, SPECIAL, DEVICE, UNREADABLE …)
+    mapcount: U32
+    node: U16
+    head: U64  # PFN of the compound head, or the PFN itself
+    head_pages: U32  # pages of the compound, 1 if none
+    head_pinned: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Unreadable(Exception):
+    """Raised by Target.read_pages: `reason` is one short phrase."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class TargetInfo:
+    kind: str
+    path: str
+    release: str
+    arch: str
+    page_size: int
+    debug_info: str
+    total_ram_pages: int
+    sizeof: dict[str, int]
+    notes: list[str] = field(default_factory=list)
+
+
+class Target(Protocol):
+    """What collect() asks of a kernel."""
+
+    info: TargetInfo
+
+    def rules(self) -> Rules: ...
+
+    def settings(self) -> tuple[Settings, dict[str, str]]:
+        """The tunables and where each was found ("target" or "kernel default")."""
+
+    def counters(self) -> dict[str, int]:
+        """The target's own counters by sysfs name, those that are readable."""
+
+    def processes(self, selection: Selection) -> list[Process]:
+        """Selected mms in ksmd's scan order; UsageError for what does not exist."""
+
+    def vmas(self, process: Process, *, mergeable_only: bool) -> list[Vma]:
+        """All VMAs by address, each with the reason why it is not mergeable, or ""."""
+
+    def walk(self, process: Process, vmas: Sequence[Vma]) -> WalkedVmas:
+        """Present, normal entries of the VMAs, in address order."""
+
+    def frames(self, pfns: U64) -> FrameTable:
+        """struct page of ascending PFNs, in bulk."""
+
+    def read_pages(self, pfn: int, count: int) -> bytes:
+        """Contents of `count` consecutive frames. Raises Unreadable if any cannot be read."""
+
+    def close(self) -> None: ...
+
+
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, done, total), total 0 if unknown."""
