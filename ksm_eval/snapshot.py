@@ -48,6 +48,16 @@ class FrameFlag(IntFlag):
     DEVICE = 64  # ZONE_DEVICE; never a candidate
 
 
+def has(flags: U8, flag: IntFlag) -> NDArray[np.bool_]:
+    """Rows that have `flag` set."""
+    return (flags & np.uint8(flag)) != 0
+
+
+def mark(flags: U8, rows: NDArray[np.bool_], flag: IntFlag) -> None:
+    """Set `flag` in those rows."""
+    flags[rows] |= np.uint8(flag)
+
+
 class Entry(IntEnum):
     """What a page-table entry inside a mergeable VMA was; columns of `Vmas.entries`."""
 
@@ -76,7 +86,9 @@ class Processes:
     uid: U32  # real uid, as seen in the initial user namespace
     start_time: U64  # task_struct.start_boottime, ns
     registered: NDArray[np.bool_]  # has a ksm mm_slot: ksmd already scans it
-    observed: dict[str, I64]  # ksm_rmap_items, ksm_merging_pages, ksm_zero_pages; absent: no such member
+    observed: dict[
+        str, I64
+    ]  # ksm_rmap_items, ksm_merging_pages, ksm_zero_pages; absent: no such member
 
     def __len__(self) -> int:
         return len(self.pid)

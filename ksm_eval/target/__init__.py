@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ksm_eval.replay.rules import Rules, Settings
-from ksm_eval.snapshot import U8, U16, U32, U64, I64
+from ksm_eval.snapshot import I64, U8, U16, U32, U64
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,7 @@ class Vma:
     flags: int
     name: str
     reason: str  # "" if mergeable
+    has_anon: bool = True  # may have anonymous pages at all
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class WalkedVmas:
 
 @dataclass(frozen=True)
 class FrameTable:
-    """struct page of the given PFNs, a row each."""
+    """struct page of the given PFNs, a row each. Rows that are no candidates carry `entry` only."""
 
     candidate: NDArray[np.bool_]  # anonymous (KSM included), not ZONE_DEVICE
     flags: U8  # FrameFlag but for ZERO and UNREADABLE
@@ -73,11 +73,12 @@ class FrameTable:
     head_pinned: NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
 class Unreadable(Exception):
     """Raised by Target.read_pages: `reason` is one short phrase."""
 
-    reason: str
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 @dataclass(frozen=True)

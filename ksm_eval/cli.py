@@ -1,0 +1,210 @@
+"""Command line: options into calls, results into output. No kernel knowledge, no arithmetic.
+
+What needs drgn, numpy or rich is imported where it is used: --help and a mistyped option
+answer at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ksm_eval import __version__
+from ksm_eval.errors import IncompleteError, KsmEvalError, TargetError, UsageError
+from ksm_eval.options import Options, check, command
+from ksm_eval.report.text import printable
+
+if TYPE_CHECKING:
+    from ksm_eval.report.model import Report
+    from ksm_eval.snapshot import Snapshot
+
+EXIT_INTERNAL = 5  # a bug in ksm-eval
+EXIT_INTERRUPT = 130  # as a shell says for SIGINT
+EXIT_PIPE = 141  # and for SIGPIPE
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """What `ksm-eval ARGUMENTS` does; returns its exit code. Never raises."""
+    try:
+        # click only parses: what it makes of exceptions is for programs that have no exit codes.
+        options = command.main(list(arguments), prog_name="ksm-eval", standalone_mode=False)
+        if isinstance(options, Options):  # else --help or --version
+            _work(options, arguments)
+    except click.ClickException as error:
+        return _fail(error.format_message(), "see ksm-eval --help", UsageError.exit_code)
+    except KsmEvalError as error:
+        return _fail(error.message, error.hint, error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        return EXIT_INTERRUPT
+    except (BrokenPipeError, SystemExit):  # SystemExit: click's own, when --help has no reader
+        _forget_stdout()
+        return EXIT_PIPE
+    except MemoryError:
+        return _fail("out of memory", "select fewer processes", TargetError.exit_code)
+    except Exception as error:
+        logging.getLogger("ksm_eval").debug("internal error", exc_info=True)
+        return _fail(
+            f"internal error: {type(error).__name__}: {error}",
+            "a bug in ksm-eval; --log-level debug shows where",
+            EXIT_INTERNAL,
+        )
+    return 0
+
+
+def _work(options: Options, arguments: Sequence[str]) -> None:
+    started = time.monotonic()
+    _start_logging(options)
+    check(options)
+    from ksm_eval import evaluate
+
+    report = evaluate.evaluate_snapshot(_snapshot(options), _overrides(options))
+    if options.form == "json":
+        from ksm_eval.report.model import Run
+        from ksm_eval.report.to_json import to_json
+
+        source = options.snapshot
+        now = Run(
+            version=__version__,
+            drgn=None if source else _version_of("drgn"),
+            command=("ksm-eval", *arguments),
+            time=time.time(),
+            duration=round(time.monotonic() - started, 3),
+            snapshot=str(source) if source else None,
+        )
+        text = to_json(report, now)
+    else:
+        from ksm_eval.report.to_terminal import to_terminal
+
+        text = to_terminal(report, **_terminal(options))
+    _write(text, options.output)
+    _check_complete(report, options.max_unreadable)
+
+
+def _start_logging(options: Options) -> None:
+    level = options.log_level or ("none" if options.quiet else "warning")
+    logging.basicConfig(format="%(levelname)s: %(name)s: %(message)s")
+    above_all = logging.CRITICAL + 1
+    logging.getLogger().setLevel(above_all if level == "none" else level.upper())
+
+
+def _snapshot(options: Options) -> Snapshot:
+    from ksm_eval import evaluate, save
+
+    if options.snapshot is not None:
+        return save.load(options.snapshot)
+    assert options.core is not None
+    from ksm_eval.target import Selection
+
+    bar: Any = nullcontext()
+    if not options.quiet and sys.stderr.isatty():
+        from ksm_eval.progress import ProgressBar
+
+        bar = ProgressBar()
+    with bar as progress:
+        target = evaluate.open_target(
+            options.core,
+            symbols=options.symbols,
+            vmcoreinfo=options.vmcoreinfo,
+            architecture=options.architecture,
+        )
+        try:
+            snapshot = evaluate.collect(
+                target,
+                Selection(
+                    pids=options.pids,
+                    children=options.children,
+                    comms=options.comms,
+                    cgroups=options.cgroups,
+                    all=options.everything,
+                ),
+                mergeable_only=options.mergeable_only,
+                progress=progress,
+            )
+        finally:
+            target.close()
+    if options.save is not None:
+        save.save(snapshot, options.save)
+    return snapshot
+
+
+def _overrides(options: Options) -> dict[str, int | bool]:
+    names = ("max_page_sharing", "use_zero_pages", "merge_across_nodes", "smart_scan")
+    values = {name: getattr(options, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _check_complete(report: Report, allowed: float) -> None:
+    lost = 100 * report.completeness.share_unreadable
+    if lost > allowed:
+        raise IncompleteError(
+            f"{lost:.3g} % of the pages could not be read, --max-unreadable allows {allowed:g} %",
+            "the report says why; to accept it raise --max-unreadable",
+        )
+
+
+def _version_of(package: str) -> str:
+    from importlib.metadata import version
+
+    return version(package)
+
+
+def _terminal(options: Options) -> dict[str, Any]:
+    """Width and colour of where the table goes."""
+    if options.output is not None or sys.stdout is None or not sys.stdout.isatty():
+        return {}
+    columns = shutil.get_terminal_size().columns
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return {"width": max(40, min(80, columns)), "color": not plain}
+
+
+def _write(text: str, path: Path | None) -> None:
+    """`text` to `path` or standard output. Raises UsageError, or BrokenPipeError."""
+    if path is not None and str(path) != "-":
+        from ksm_eval.files import atomic_write
+
+        with atomic_write(path, 0o666) as file:
+            file.write(text.encode("utf-8", "backslashreplace"))
+        return
+    if sys.stdout is None:
+        raise UsageError("standard output is closed", "use -o")
+    try:
+        encoding = sys.stdout.encoding or "utf-8"
+        # A name from the target need not exist in the locale's encoding.
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _forget_stdout()
+        raise UsageError(f"cannot write the report: {error.strerror}", "use -o") from error
+
+
+def _forget_stdout() -> None:
+    """Keep the interpreter from failing once more when it flushes at its end."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _fail(message: str, hint: str, code: int) -> int:
+    """Say what is wrong; names in it may come from the target."""
+    lines = [f"ksm-eval: error: {printable(message)}"]
+    if hint:
+        first, *more = map(printable, hint.splitlines())
+        lines += [f"ksm-eval: hint: {first}", *more]
+    with suppress(OSError, AttributeError):
+        print("\n".join(lines), file=sys.stderr, flush=True)
+    return code

@@ -1,0 +1,232 @@
+"""Target -> Snapshot: select, list VMAs, walk, classify, read and hash."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ksm_eval.errors import TargetError
+from ksm_eval.memcmp_order import with_memcmp_order
+from ksm_eval.snapshot import (
+    NO_COMPOUND,
+    U8,
+    U32,
+    U64,
+    Compounds,
+    Entry,
+    Frames,
+    MappingFlag,
+    Mappings,
+    Metadata,
+    Processes,
+    Snapshot,
+    Vmas,
+    has,
+)
+from ksm_eval.sweep import sweep
+from ksm_eval.target import FrameTable, Process, Progress, Selection, Target, Vma, WalkedVmas
+
+
+@dataclass
+class _Walked:
+    """Every present, normal entry of the selected processes, before frames are known."""
+
+    vmas: list[tuple[int, Vma]] = field(default_factory=list)  # (process row, VMA)
+    pfn: list[U64] = field(default_factory=list)
+    page: list[U32] = field(default_factory=list)
+    flags: list[U8] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)  # entries of each VMA
+    entries: list[U32] = field(default_factory=list)  # a row a VMA
+
+    def add(self, row: int, vmas: list[Vma], walked: WalkedVmas, scanned: list[int]) -> None:
+        """`scanned`: which of `vmas` the rows of `walked` are about."""
+        found = dict(zip(scanned, range(len(scanned)), strict=True))
+        none = np.zeros(len(Entry), np.uint32)
+        for index, vma in enumerate(vmas):
+            self.vmas.append((row, vma))
+            position = found.get(index)
+            if position is None:
+                self.counts.append(0)
+                self.entries.append(none)
+            else:
+                self.counts.append(int(walked.offset[position + 1] - walked.offset[position]))
+                self.entries.append(walked.entries[position])
+        self.pfn.append(walked.pfn)
+        self.page.append(walked.page)
+        self.flags.append(walked.flags)
+
+
+def collect(
+    target: Target,
+    selection: Selection,
+    *,
+    mergeable_only: bool = False,
+    progress: Progress | None = None,
+    seed: int | None = None,
+) -> Snapshot:
+    """Read everything the replay needs about the selected processes.
+
+    `seed` keys the content hashes; by default a random one that is not kept, so that
+    a saved snapshot cannot be searched for known contents. Results do not depend on it.
+    Raises UsageError for a selection that names nothing, TargetError for a target that
+    cannot answer.
+    """
+    info = target.info
+    processes = target.processes(selection)
+    walked = _walk(target, processes, mergeable_only, progress)
+    pfn = np.concatenate([np.empty(0, np.uint64), *walked.pfn])
+    pfns, row = _distinct(pfn)
+    table = target.frames(pfns)
+    vma_of = np.repeat(np.arange(len(walked.vmas)), walked.counts)
+    entries = np.array(walked.entries, np.uint32).reshape(len(walked.vmas), len(Entry))
+    np.add.at(entries, (vma_of, table.entry[row].astype(np.intp)), np.uint32(1))
+
+    flags = np.concatenate([np.empty(0, np.uint8), *walked.flags])
+    rules = target.rules()
+    keep = table.candidate[row]
+    if not rules.prot_none_offered:
+        keep &= ~has(flags, MappingFlag.PROT_NONE)
+    page = np.concatenate([np.empty(0, np.uint32), *walked.page])
+    used = np.zeros(len(pfns), np.bool_)
+    used[row[keep]] = True
+    frame_rows = np.flatnonzero(used)
+    new_row = np.cumsum(used) - 1
+    compounds, compound = _compounds(table, frame_rows)
+    swept = sweep(
+        target,
+        pfns[frame_rows],
+        secrets.randbits(64) if seed is None else seed,
+        progress,
+    )
+    _refuse_if_filtered(swept.unreadable, len(frame_rows))
+    frames = Frames(
+        pfn=pfns[frame_rows],
+        hash=swept.hash,
+        flags=(table.flags[frame_rows] | swept.flags).astype(np.uint8),
+        mapcount=table.mapcount[frame_rows],
+        node=table.node[frame_rows],
+        compound=compound,
+    )
+    settings, source = target.settings()
+    unreadable = Counter(swept.unreadable)
+    lost = int(entries[:, Entry.UNREADABLE].sum())
+    if lost:
+        unreadable["page table or struct page not in the dump"] += lost
+    counts = np.bincount(vma_of[keep], minlength=len(walked.vmas))
+    return Snapshot(
+        meta=Metadata(
+            kind=info.kind,
+            path=info.path,
+            release=info.release,
+            arch=info.arch,
+            page_size=info.page_size,
+            time=time.time(),
+            debug_info=info.debug_info,
+            rules=rules,
+            settings=settings,
+            settings_source=source,
+            counters=target.counters(),
+            sizeof=info.sizeof,
+            question="mergeable_only" if mergeable_only else "merge_any",
+            unreadable=dict(unreadable),
+            notes=list(info.notes),
+            total_ram_pages=info.total_ram_pages,
+        ),
+        processes=_process_table(processes),
+        vmas=_vma_table(walked, counts, entries),
+        mappings=Mappings(
+            frame=new_row[row[keep]].astype(np.uint32), page=page[keep], flags=flags[keep]
+        ),
+        frames=with_memcmp_order(target, frames, rules, flags[keep]),
+        compounds=compounds,
+    )
+
+
+def _walk(
+    target: Target, processes: list[Process], mergeable_only: bool, progress: Progress | None
+) -> _Walked:
+    walked = _Walked()
+    for row, process in enumerate(processes):
+        vmas = target.vmas(process, mergeable_only=mergeable_only)
+        scanned = [i for i, vma in enumerate(vmas) if not vma.reason and vma.has_anon]
+        walked.add(row, vmas, target.walk(process, [vmas[i] for i in scanned]), scanned)
+        if progress is not None:
+            progress("walking page tables", row + 1, len(processes))
+    return walked
+
+
+def _distinct(pfn: U64) -> tuple[U64, NDArray[np.int64]]:
+    """The distinct PFNs ascending, and the row of each mapping's PFN in them."""
+    if not len(pfn):
+        return pfn, np.empty(0, np.int64)
+    top = int(pfn.max()) + 1
+    if top > 64 * len(pfn) + (1 << 24):  # a stray PFN must not size a table
+        ascending = np.sort(pfn)
+        pfns = ascending[np.append(True, ascending[1:] != ascending[:-1])]
+        return pfns, np.searchsorted(pfns, pfn).astype(np.int64)
+    seen = np.zeros(top, np.bool_)
+    seen[pfn] = True
+    pfns = np.flatnonzero(seen)
+    row = np.zeros(top, np.uint32)
+    row[pfns] = np.arange(len(pfns), dtype=np.uint32)
+    return pfns.astype(np.uint64), row[pfn].astype(np.int64)
+
+
+def _compounds(table: FrameTable, rows: NDArray[np.int64]) -> tuple[Compounds, U32]:
+    """The compounds of the frames in `rows`, and each frame's row in them."""
+    large = np.flatnonzero(table.head_pages[rows] > 1)
+    heads = table.head[rows[large]]
+    first = np.ones(len(heads), np.bool_)
+    first[1:] = heads[1:] != heads[:-1]  # frames ascend, so a compound's are together
+    one = rows[large[first]]
+    compound = np.full(len(rows), NO_COMPOUND, np.uint32)
+    compound[large] = np.cumsum(first) - 1
+    return (
+        Compounds(head=table.head[one], pages=table.head_pages[one], pinned=table.head_pinned[one]),
+        compound,
+    )
+
+
+def _refuse_if_filtered(unreadable: dict[str, int], frames: int) -> None:
+    filtered = sum(n for reason, n in unreadable.items() if "filtered" in reason)
+    if filtered * 2 > frames:
+        raise TargetError(
+            f"the dump was filtered: {filtered} of {frames} anonymous pages are not in it",
+            "take it with makedumpfile -d 17 (or -d 1, -d 16): levels 8 and up to 15, 24 to 31 "
+            "drop user pages, which is all that KSM looks at",
+        )
+
+
+def _process_table(processes: list[Process]) -> Processes:
+    names = set.intersection(*(set(process.observed) for process in processes))
+    return Processes(
+        pid=np.array([p.pid for p in processes], np.int32),
+        comm=[p.comm for p in processes],
+        cgroup=[p.cgroup for p in processes],
+        uid=np.array([p.uid for p in processes], np.uint32),
+        start_time=np.array([p.start_time for p in processes], np.uint64),
+        registered=np.array([p.registered for p in processes], np.bool_),
+        observed={
+            name: np.array([p.observed[name] for p in processes], np.int64)
+            for name in sorted(names)
+        },
+    )
+
+
+def _vma_table(walked: _Walked, counts: NDArray[np.int64], entries: U32) -> Vmas:
+    vmas = [vma for _, vma in walked.vmas]
+    return Vmas(
+        process=np.array([row for row, _ in walked.vmas], np.uint32),
+        start=np.array([vma.start for vma in vmas], np.uint64),
+        end=np.array([vma.end for vma in vmas], np.uint64),
+        flags=np.array([vma.flags for vma in vmas], np.uint64),
+        name=[vma.name for vma in vmas],
+        reason=[vma.reason for vma in vmas],
+        offset=np.concatenate(([0], np.cumsum(counts))).astype(np.int64),
+        entries=entries,
+    )

@@ -1,0 +1,216 @@
+"""The command line's options, and what is wrong with them before anything is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from ksm_eval import __version__
+from ksm_eval.errors import TargetError, UsageError
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+LOG_LEVELS = ("debug", "info", "warning", "error", "critical", "none")  # drgn's
+
+EXAMPLES = """\
+  ksm-eval -c vmcore --pid 1234 --children
+  ksm-eval -c vmcore --comm 'php-fpm*'
+  ksm-eval -c vmcore --cgroup /system.slice/nginx.service"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line, parsed."""
+
+    pids: tuple[int, ...]
+    children: bool
+    comms: tuple[str, ...]
+    cgroups: tuple[str, ...]
+    everything: bool
+    core: Path | None
+    snapshot: Path | None
+    symbols: tuple[Path, ...]
+    vmcoreinfo: Path | None
+    architecture: str | None
+    mergeable_only: bool
+    max_page_sharing: int | None
+    use_zero_pages: bool | None
+    merge_across_nodes: bool | None
+    smart_scan: bool | None
+    save: Path | None
+    form: str
+    output: Path | None
+    max_unreadable: float
+    log_level: str | None
+    quiet: bool
+
+
+def _percent(context: click.Context, parameter: click.Parameter, text: str) -> float:
+    """0 to 100, with or without a percent sign."""
+    try:
+        number = float(text.removesuffix("%"))
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 100:  # false for NaN, too
+        raise click.BadParameter(f"{text!r} is not from 0 to 100", context, parameter)
+    return number
+
+
+def _file(*names: str, **more: Any) -> Callable[[_F], _F]:
+    return click.option(*names, type=click.Path(path_type=Path), metavar="PATH", **more)
+
+
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+    epilog="""\b
+Exit codes:
+  0  done
+  1  a gate failed (no version has gates yet)
+  2  the command line makes no sense, or its output cannot be written
+  3  the target cannot answer: unreadable, filtered, no symbols, no permission
+  4  answered, but more than --max-unreadable could not be read
+  5  internal error: a bug in ksm-eval
+
+\b
+Examples:
+"""
+    + EXAMPLES,
+)
+@click.option(
+    "--pid", "pids", type=click.IntRange(min=1), multiple=True, metavar="N",
+    help="Process N (or any of its threads). May be given more than once.",
+)  # fmt: skip
+@click.option("--children", is_flag=True, help="Also all that descend from those selected.")
+@click.option(
+    "--comm", "comms", multiple=True, metavar="GLOB",
+    help="Processes whose command name matches. May be given more than once.",
+)  # fmt: skip
+@click.option(
+    "--cgroup", "cgroups", multiple=True, metavar="PATH",
+    help="Processes of a cgroup (v2 path) and those below it. May be given more than once.",
+)  # fmt: skip
+@click.option("--all", "everything", is_flag=True, help="All processes.")
+@_file("-c", "--core", help="Read the memory of a vmcore.")
+@_file("--snapshot", help="Evaluate what --save wrote; needs no vmcore.")
+@_file(
+    "-s", "--symbols", multiple=True,
+    help="Kernel image with debug info (vmlinux), or System.map. May be given more than once.",
+)  # fmt: skip
+@_file("--vmcoreinfo", help="vmcoreinfo file, instead of the one in the vmcore.")
+@click.option("--architecture", metavar="ARCH", help="Architecture, if the vmcore lacks it.")
+@click.option(
+    "--mergeable-only", is_flag=True,
+    help="Only what processes offer already (VM_MERGEABLE), not all they could.",
+)  # fmt: skip
+@click.option(
+    "--max-page-sharing",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Instead of the target's own: mappings a KSM page may have.",
+)
+@click.option(
+    "--use-zero-pages/--no-use-zero-pages",
+    default=None,
+    help="Instead of the target's own: map the kernel's zero page where all bytes are zero.",
+)
+@click.option(
+    "--merge-across-nodes/--no-merge-across-nodes",
+    default=None,
+    help="Instead of the target's own: merge pages of different NUMA nodes.",
+)
+@click.option(
+    "--smart-scan/--no-smart-scan",
+    default=None,
+    help="Instead of the target's own: skip pages that did not merge, ever longer.",
+)
+@_file("--save", help="Write a snapshot: hashes and page tables, no page contents.")
+@click.option(
+    "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True,
+    help="For a person or for a program (docs/json-schema.md).",
+)  # fmt: skip
+@_file("-o", "--output", help="Write the report to a file.")
+@click.option(
+    "--max-unreadable", callback=_percent, default="1", show_default=True, metavar="PERCENT",
+    help="Exit with 4 if more of the pages could not be read.",
+)  # fmt: skip
+@click.option(
+    "--log-level", type=click.Choice(LOG_LEVELS), help="Log to standard error.  [default: warning]"
+)
+@click.option("-q", "--quiet", is_flag=True, help="Neither logs nor progress.")
+@click.version_option(__version__, message="%(prog)s %(version)s")
+def command(**options: Any) -> Options:
+    """Predict what Linux KSM would merge, without enabling it.
+
+    Reads the memory of the selected processes (options add up), replays what ksmd would do to it
+    and prints the counters ksmd would show once settled, and what that would really save. By
+    default as if PR_SET_MEMORY_MERGE were set for them, with the target's own settings.
+    """
+    return Options(**options)
+
+
+def check(options: Options) -> None:
+    """Refuse what cannot work now, not after all the work."""
+    opening = {
+        "--symbols": options.symbols,
+        "--vmcoreinfo": options.vmcoreinfo,
+        "--architecture": options.architecture,
+    }
+    if options.snapshot is not None:
+        collecting = {
+            "--core": options.core,
+            **opening,
+            "--pid": options.pids,
+            "--children": options.children,
+            "--comm": options.comms,
+            "--cgroup": options.cgroups,
+            "--all": options.everything,
+            "--mergeable-only": options.mergeable_only,
+            "--save": options.save,
+        }
+        _refuse(collecting, "--snapshot", "all that was settled when the snapshot was taken")
+    else:
+        _check_selection(options)
+        if options.core is None:
+            _refuse(opening, "the running kernel", "name a vmcore with -c")
+            raise TargetError(
+                "this version reads vmcores and snapshots, not the running kernel",
+                "give a vmcore with -c or a snapshot with --snapshot",
+            )
+    _check_outputs(options)
+
+
+def _refuse(options: Mapping[str, object], beside: str, hint: str) -> None:
+    for option, value in options.items():
+        if value:
+            raise UsageError(f"{option} cannot be used with {beside}", hint)
+
+
+def _check_selection(options: Options) -> None:
+    for option, values in (("--comm", options.comms), ("--cgroup", options.cgroups)):
+        if not all(values):
+            raise UsageError(f"{option} is empty", "give a name")
+    if options.everything or options.pids or options.comms or options.cgroups:
+        return
+    if options.children:
+        raise UsageError("--children of whom?", "add --pid, --comm or --cgroup")
+    raise UsageError(
+        "no process selected", f"use --pid, --comm, --cgroup or --all, for example\n{EXAMPLES}"
+    )
+
+
+def _check_outputs(options: Options) -> None:
+    from ksm_eval.files import check_writable
+
+    source = options.core or options.snapshot
+    taken = {source.resolve(): "the input"} if source else {}
+    for option, path in (("--save", options.save), ("--output", options.output)):
+        if path is None:
+            continue
+        check_writable(path)
+        other = taken.setdefault(path.resolve(), option)
+        if other != option and not path.is_char_device():  # /dev/null may be both
+            raise UsageError(f"{option} would overwrite {other}", "choose another file")

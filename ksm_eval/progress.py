@@ -1,0 +1,45 @@
+"""Progress on standard error, for a person who waits."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+
+class ProgressBar:
+    """Context manager of a `target.Progress` callback; leaves nothing on the screen."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=30),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._stage = ""
+        self._task = TaskID(0)
+
+    def __enter__(self) -> ProgressBar:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """`total` 0: unknown, the bar only shows that something happens."""
+        if stage != self._stage or not self._progress.tasks:
+            for task in self._progress.task_ids:
+                self._progress.remove_task(task)
+            self._stage = stage
+            self._task = self._progress.add_task(stage, total=total or None)
+        self._progress.update(self._task, completed=done, total=total or None)

@@ -1,0 +1,140 @@
+"""Whether the parts of a Snapshot fit together, so that the replay need not ask."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ksm_eval.snapshot import (
+    NO_COMPOUND,
+    Compounds,
+    FrameFlag,
+    Frames,
+    MappingFlag,
+    Metadata,
+    Snapshot,
+    Vmas,
+)
+
+
+class Invalid(ValueError):
+    """The snapshot contradicts itself; the message says where."""
+
+
+def check(snapshot: Snapshot) -> None:
+    """Raise Invalid unless every length, index, order and range is as snapshot.py says."""
+    _check_meta(snapshot.meta)
+    _lengths(snapshot)
+    processes, vmas = snapshot.processes, snapshot.vmas
+    _demand((processes.pid > 0).all(), "a pid below 1")
+    _check_vmas(vmas, len(processes), len(snapshot.mappings), snapshot.meta.page_size)
+    _check_mappings(snapshot)
+    _check_frames(snapshot.frames, snapshot.compounds)
+
+
+def _demand(condition: object, problem: str) -> None:
+    if not condition:
+        raise Invalid(problem)
+
+
+def _check_meta(meta: Metadata) -> None:
+    size = meta.page_size
+    _demand(4096 <= size <= 65536 and size & (size - 1) == 0, f"page size {size}")
+    _demand(meta.question in ("merge_any", "mergeable_only"), "unknown question")
+    _demand(meta.settings.max_page_sharing >= 2, "max_page_sharing below 2")
+    limit = 1 << 62  # sums stay within int64
+    for mapping in (meta.counters, meta.unreadable, meta.sizeof):
+        _demand(all(abs(value) < limit for value in mapping.values()), "a number out of range")
+    _demand(all(value >= 0 for value in meta.unreadable.values()), "a negative page count")
+    _demand(all(0 < value < 65536 for value in meta.sizeof.values()), "an impossible sizeof")
+    _demand(0 <= meta.total_ram_pages < limit, "total_ram_pages out of range")
+    _demand(0 <= meta.time < 1 << 34, "time out of range")
+    for name in ("pages_to_scan", "sleep_millisecs", "stable_node_chains_prune_millisecs"):
+        _demand(0 <= getattr(meta.settings, name) < 1 << 32, f"{name} out of range")
+
+
+def _lengths(snapshot: Snapshot) -> None:
+    processes, vmas = snapshot.processes, snapshot.vmas
+    parts: tuple[tuple[str, Any, int], ...] = (
+        ("processes", processes, len(processes)),
+        ("vmas", vmas, len(vmas)),
+        ("mappings", snapshot.mappings, len(snapshot.mappings)),
+        ("frames", snapshot.frames, len(snapshot.frames)),
+        ("compounds", snapshot.compounds, len(snapshot.compounds)),
+    )
+    for part, table, rows in parts:
+        for column, values in vars(table).items():
+            if column == "observed" or values is None:
+                continue
+            wanted = rows + 1 if column == "offset" else rows
+            _demand(len(values) == wanted, f"{part}.{column} has another length")
+
+
+def _check_vmas(vmas: Vmas, processes: int, mappings: int, page_size: int) -> None:
+    offset = vmas.offset
+    _demand(offset[0] == 0 and offset[-1] == mappings, "vmas.offset does not span the mappings")
+    _demand((np.diff(offset) >= 0).all(), "vmas.offset is not ascending")
+    if not len(vmas):
+        return
+    process = vmas.process.astype(np.int64)
+    _demand(process.max() < processes, "vmas.process out of range")
+    step = np.diff(process)
+    _demand((step >= 0).all(), "vmas are not by process")
+    _demand((vmas.start < vmas.end).all(), "a VMA ends before it starts")
+    _demand(not ((vmas.start | vmas.end) & np.uint64(page_size - 1)).any(), "a VMA within a page")
+    _demand(
+        ((step > 0) | (vmas.start[1:] >= vmas.end[:-1])).all(), "VMAs overlap or are not by address"
+    )
+    excluded = np.array([bool(reason) for reason in vmas.reason])
+    _demand(not np.diff(offset)[excluded].any(), "mappings of a VMA that is not mergeable")
+
+
+def _check_mappings(snapshot: Snapshot) -> None:
+    vmas, mappings, frames = snapshot.vmas, snapshot.mappings, len(snapshot.frames)
+    seen = np.zeros(frames, np.bool_)
+    if len(mappings):
+        _demand(int(mappings.frame.max()) < frames, "mappings.frame out of range")
+        seen[mappings.frame] = True
+        _flags(mappings.flags, MappingFlag, "mappings.flags")
+        pages = (vmas.end - vmas.start) // np.uint64(snapshot.meta.page_size)
+        runs = np.diff(vmas.offset)
+        _demand((mappings.page < np.repeat(pages, runs)).all(), "a mapping outside its VMA")
+        first = np.zeros(len(mappings) + 1, np.bool_)  # of its VMA: may have a lower page
+        first[vmas.offset] = True
+        ascending = mappings.page[1:] > mappings.page[:-1]
+        _demand((ascending | first[1:-1]).all(), "mappings are not by address")
+    _demand(seen.all(), "a frame that nothing maps")
+
+
+def _check_frames(frames: Frames, compounds: Compounds) -> None:
+    _demand((frames.pfn[1:] > frames.pfn[:-1]).all(), "frames are not by PFN")
+    _demand(not (frames.pfn >> np.uint64(52)).any(), "a PFN out of range")
+    _flags(frames.flags, FrameFlag, "frames.flags")
+    if frames.order is not None and len(frames):
+        _demand(int(frames.order.max()) < len(frames), "frames.order out of range")
+    pages = compounds.pages
+    _demand(
+        ((pages >= 2) & (pages & (pages - np.uint32(1)) == 0)).all(), "an impossible compound size"
+    )
+    _demand(not (compounds.head >> np.uint64(52)).any(), "a compound's PFN out of range")
+    member = frames.compound != NO_COMPOUND
+    row = frames.compound[member]
+    if len(row):
+        _demand(int(row.max()) < len(compounds), "frames.compound out of range")
+        head, pfn = compounds.head[row], frames.pfn[member]
+        _demand(
+            ((pfn >= head) & (pfn - head < compounds.pages[row])).all(),
+            "a frame outside its compound",
+        )
+    seen = np.zeros(len(compounds), np.bool_)
+    seen[row] = True
+    _demand(seen.all(), "a compound without a frame")
+
+
+def _flags(
+    values: NDArray[np.uint8], known: type[MappingFlag] | type[FrameFlag], name: str
+) -> None:
+    mask = sum(flag.value for flag in known)
+    _demand(not (values & np.uint8(255 ^ mask)).any(), f"{name} has unknown bits")

@@ -1,0 +1,135 @@
+"""Feature tests: which of ksmd's rules this kernel has.
+
+Each asks for a member, type or symbol. Only names that are never inlined are asked for:
+variables, struct members, exported or callback functions.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+
+from drgn import FaultError, Program, TypeKind
+
+from ksm_eval.replay.rules import Rules
+
+
+def has_symbol(prog: Program, name: str) -> bool:
+    """Is there a variable or function of this name?"""
+    try:
+        prog.symbol(name)
+    except LookupError:
+        return False
+    return True
+
+
+def has_member(prog: Program, kind: str, member: str) -> bool:
+    try:
+        return bool(prog.type(kind).has_member(member))
+    except (LookupError, TypeError):
+        return False
+
+
+def enum_value(prog: Program, name: str) -> int | None:
+    """An enumerator's value, None if this kernel has none of that name."""
+    try:
+        value = prog.constant(name).value_()
+    except LookupError:
+        return None
+    return int(value)
+
+
+def vmcoreinfo_number(prog: Program, key: str) -> int | None:
+    """An integer of VMCOREINFO such as "NUMBER(sme_mask)"; None if absent."""
+    text = prog["VMCOREINFO"].string_().decode("ascii", "replace")
+    match = re.search(rf"^{re.escape(key)}=(-?\w+)$", text, re.MULTILINE)
+    if match is None:
+        return None
+    return int(match[1], 0)
+
+
+def _split_parameters(prog: Program) -> int | None:
+    """Parameters of split_huge_pmd_locked(); None if its type is not known."""
+    try:
+        function = prog.function("split_huge_pmd_locked").type_
+    except LookupError:
+        return None
+    return len(function.parameters) if function.kind == TypeKind.FUNCTION else None
+
+
+def _pmd_at_a_time(prog: Program, notes: list[str]) -> bool:
+    """Does try_to_migrate_one() (mm/rmap.c) stop at the first PMD it splits?
+
+    From 6.16 (commit 60fbb14396d5 made split_huge_pmd_locked() take 4 parameters) until a
+    repair in 6.19 stable, which clears TTU_SPLIT_HUGE_PMD and goes on. Only the machine
+    code tells the two apart: the repair is an AND with ~TTU_SPLIT_HUGE_PMD behind the call.
+    """
+    if _split_parameters(prog) != 4:
+        return False
+    if has_symbol(prog, "zero_page_pfn"):  # 7.1+
+        return False
+    flag = enum_value(prog, "TTU_SPLIT_HUGE_PMD") or 4
+    clear = bytes((~flag & 0xFF,))
+    try:
+        caller = prog.symbol("try_to_migrate_one")
+        callee = prog.symbol("split_huge_pmd_locked").address
+        text = prog.read(caller.address, caller.size)
+    except (LookupError, FaultError):
+        text = b""
+    for match in re.finditer(rb"\xe8(....)", text, re.DOTALL):
+        target = caller.address + match.end() + struct.unpack("<i", match[1])[0]
+        if target == callee:
+            near = text[match.end() : match.end() + 32]
+            return (
+                re.search(
+                    rb"\x83[\xe0-\xe7\x60-\x67\xa0-\xa7\x20-\x27].{0,5}" + re.escape(clear),
+                    near,
+                    re.DOTALL,
+                )
+                is None
+            )
+    notes.append(
+        "kernel text is not in the dump: assumed that splitting a THP unmaps one process at "
+        "a time (6.16 to early 6.19); matters only for THPs shared by fork"
+    )
+    return True
+
+
+def detect_rules(prog: Program, notes: list[str]) -> Rules:
+    """The rules of this kernel; doubts are added to `notes`."""
+    folio_walk = has_symbol(prog, "folio_walk_start")  # 6.12+, commit aa39ca6940f1
+    maple = has_member(prog, "struct mm_struct", "mm_mt")  # 6.1+
+    range_walk = has_symbol(prog, "ksm_next_page_pmd_entry")  # 6.18+ and stable 6.1, 6.12
+    item = "struct ksm_rmap_item" if _has_type(prog, "struct ksm_rmap_item") else "struct rmap_item"
+    zero_counter = has_symbol(prog, "ksm_zero_pages") or has_member(
+        prog, "struct mm_struct", "ksm_zero_pages"
+    )
+    general_profit = has_symbol(prog, "ksm_process_profit")  # 6.4+, commit d21077fbc2fc
+    return Rules(
+        # 6.11 has the checksum first too, but no symbol that shows it; folio_walk is 6.12.
+        checksum_first=folio_walk,
+        zero_remap_at_split=has_symbol(prog, "split_underused_thp"),
+        prot_none_offered=range_walk or folio_walk or not maple,
+        prot_none_unreadable=maple and not folio_walk,
+        smart_scan=has_symbol(prog, "ksm_smart_scan") or has_member(prog, item, "remaining_skips"),
+        zero_counter=zero_counter,
+        pages_scanned=has_symbol(prog, "ksm_pages_scanned") or zero_counter,
+        advisor=has_symbol(prog, "ksm_advisor") or _has_type(prog, "enum ksm_advisor_type"),
+        general_profit=general_profit,
+        process_counters=has_member(prog, "struct mm_struct", "ksm_merging_pages"),
+        # No symbol shows the repair of ksm_fork() (Oct 2025). Of the kernels that have these
+        # counters, all with a general_profit that are in support have it, 6.1.y has not.
+        fork_copies_counters=has_member(prog, "struct mm_struct", "ksm_rmap_items")
+        and not general_profit,
+        reset_on_leave=has_member(prog, item, "linear_page_index"),
+        pmd_at_a_time=_pmd_at_a_time(prog, notes),
+        anon_exclusive=enum_value(prog, "PG_anon_exclusive") is not None,
+    )
+
+
+def _has_type(prog: Program, name: str) -> bool:
+    try:
+        prog.type(name)
+    except LookupError:
+        return False
+    return True

@@ -1,0 +1,214 @@
+"""The Target of a drgn Program: a vmcore (and whatever else drgn can open)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+from drgn import Architecture, FaultError, Object, Program
+from drgn.helpers.linux.mm import totalram_pages, virt_to_phys
+
+from ksm_eval.errors import TargetError
+from ksm_eval.replay.rules import Rules, Settings
+from ksm_eval.snapshot import U64
+from ksm_eval.target import (
+    FrameTable,
+    Process,
+    Selection,
+    TargetInfo,
+    Unreadable,
+    Vma,
+    WalkedVmas,
+    page_table,
+)
+from ksm_eval.target.features import (
+    detect_rules,
+    enum_value,
+    has_member,
+    has_symbol,
+    vmcoreinfo_number,
+)
+from ksm_eval.target.frames import PageLayout, classify, page_layout
+from ksm_eval.target.program import OpenedProgram
+from ksm_eval.target.settings import read_counters, read_settings
+from ksm_eval.target.tasks import select_processes
+from ksm_eval.target.vmas import list_vmas
+
+
+class KernelTarget:
+    """A kernel's memory through drgn. Raises TargetError where it is not what it must be."""
+
+    def __init__(self, opened: OpenedProgram) -> None:
+        self._prog = prog = opened.prog
+        self._opened = opened
+        platform = prog.platform
+        assert platform is not None
+        if platform.arch != Architecture.X86_64:
+            raise TargetError(
+                f"the target is {platform.arch.name.lower()}; this version reads x86-64",
+                "evaluate a target of this architecture",
+            )
+        self.info = TargetInfo(
+            kind=opened.kind,
+            path=opened.path,
+            release=prog["UTS_RELEASE"].string_().decode("ascii", "replace"),
+            arch="x86_64",
+            page_size=prog["PAGE_SIZE"].value_(),
+            debug_info=opened.debug_info,
+            total_ram_pages=_total_ram(prog),
+            sizeof=_sizes(prog),
+            notes=list(opened.notes),
+        )
+
+    def close(self) -> None:
+        """Nothing to do: the Program goes with its last reference."""
+
+    @cached_property
+    def _rules(self) -> Rules:
+        return detect_rules(self._prog, self.info.notes)
+
+    def rules(self) -> Rules:
+        return self._rules
+
+    def settings(self) -> tuple[Settings, dict[str, str]]:
+        return read_settings(self._prog, self._rules)
+
+    def counters(self) -> dict[str, int]:
+        return read_counters(self._prog)
+
+    def processes(self, selection: Selection) -> list[Process]:
+        return select_processes(self._prog, selection)
+
+    def vmas(self, process: Process, *, mergeable_only: bool) -> list[Vma]:
+        return list_vmas(_mm(process), mergeable_only=mergeable_only)
+
+    @cached_property
+    def _paging(self) -> page_table.Layout:
+        prog = self._prog
+        huge_zero = _first_value(prog, "huge_zero_pfn")
+        return page_table.Layout(
+            levels=5 if vmcoreinfo_number(prog, "NUMBER(pgtable_l5_enabled)") else 4,
+            swap_types=_swap_types(prog),
+            zero_pfn=_zero_pfn(prog),
+            # ~0UL while no huge zero page is allocated
+            huge_zero_pfn=None if huge_zero in (None, (1 << 64) - 1) else huge_zero,
+            sme_mask=vmcoreinfo_number(prog, "NUMBER(sme_mask)") or 0,
+        )
+
+    def walk(self, process: Process, vmas: Sequence[Vma]) -> WalkedVmas:
+        """Raises FaultError if not even the root of the page tables can be found."""
+        root = virt_to_phys(_mm(process).pgd).value_()
+        return page_table.walk(self._read_physical, root, vmas, self._paging)
+
+    @cached_property
+    def _max_pfn(self) -> int:
+        # The frames vmemmap covers; where the variable has no symbol, what fits 46 bits.
+        return _first_value(self._prog, "max_pfn") or 1 << 34
+
+    def frames(self, pfns: U64) -> FrameTable:
+        return classify(self._read_virtual, self._page_layout, pfns, self._max_pfn)
+
+    @cached_property
+    def _page_layout(self) -> PageLayout:
+        return page_layout(self._prog)
+
+    def _read_physical(self, address: int, size: int) -> bytes:
+        try:
+            return self._prog.read(address, size, True)
+        except FaultError as error:
+            raise LookupError(error.message) from None
+
+    def _read_virtual(self, address: int, size: int) -> bytes:
+        try:
+            return self._prog.read(address, size)
+        except FaultError as error:
+            raise LookupError(error.message) from None
+
+    def read_pages(self, pfn: int, count: int) -> bytes:
+        size = self.info.page_size
+        reason = self._opened.excluded(pfn * size, count * size)
+        if reason:
+            raise Unreadable(reason)
+        try:
+            return self._prog.read(pfn * size, count * size, True)
+        except FaultError as error:
+            raise Unreadable(_fault_reason(error)) from None
+
+
+def _mm(process: Process) -> Object:
+    assert isinstance(process.handle, Object)
+    return process.handle
+
+
+def _first_value(prog: Program, *names: str) -> int | None:
+    """Value of the first of the variables that this kernel has."""
+    for name in names:
+        try:
+            return int(prog[name].value_())
+        except (LookupError, FaultError):
+            continue
+    return None
+
+
+def _total_ram(prog: Program) -> int:
+    """Pages of RAM the kernel manages, 0 if unknown."""
+    try:
+        return int(totalram_pages(prog))
+    except (LookupError, FaultError):
+        return 0
+
+
+def _sizes(prog: Program) -> dict[str, int]:
+    """Bytes of ksmd's own records. 5.10 names them without the ksm_ prefix, commit 21fbd59136e0;
+    every kernel from 5.10 to 7.3 has 64, 64 and 48, which serve where a type is missing."""
+    sizes = {"rmap_item": 64, "stable_node": 64, "mm_slot": 48}
+    for record in sizes:
+        for kind in (f"struct ksm_{record}", f"struct {record}"):
+            try:
+                size = prog.type(kind).size
+            except LookupError:
+                continue
+            if size is not None:
+                sizes[record] = size
+                break
+    return sizes
+
+
+def _zero_pfn(prog: Program) -> int:
+    """PFN of the shared zero page. Raises TargetError if it cannot be found."""
+    pfn = _first_value(prog, "zero_page_pfn", "zero_pfn")  # renamed in 7.1
+    if pfn is None:
+        try:
+            pfn = virt_to_phys(prog["empty_zero_page"].address_of_()).value_() >> 12
+        except (LookupError, FaultError):
+            raise TargetError(
+                "the kernel's zero page cannot be found",
+                "give the vmlinux with debug info, or System.map, with -s",
+            ) from None
+    return pfn
+
+
+def _swap_types(prog: Program) -> page_table.SwapTypes:
+    if has_symbol(prog, "make_device_exclusive"):  # 6.15+: one exclusive type
+        device = 3
+    elif has_symbol(prog, "make_device_exclusive_range"):  # 5.14+, commit b756a3b5e7ea
+        device = 4
+    else:
+        device = 2 if has_symbol(prog, "migrate_vma_setup") else 0
+    exclusive = enum_value(prog, "PG_anon_exclusive") is not None  # 5.19+, commit 6c287605fd56
+    return page_table.SwapTypes(
+        marker=1 if has_member(prog, "struct mm_struct", "mm_mt") else 0,  # 5.19+, always by 6.2
+        device=device,
+        migration=(3 if exclusive else 2) if has_symbol(prog, "migrate_pages") else 0,
+        hwpoison=1 if has_symbol(prog, "memory_failure") else 0,
+    )
+
+
+def _fault_reason(error: FaultError) -> str:
+    """One short phrase for a read that failed, without the address."""
+    message = error.message.lower()
+    if "excluded" in message:
+        return "filtered out of the dump"
+    if "not mapped" in message or "out-of-bounds" in message:
+        return "not in the dump"
+    return "read error"

@@ -1,0 +1,218 @@
+"""Which mms are asked about: by pid, tree, comm, cgroup, or all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from drgn import FaultError, Object, Program
+from drgn.helpers.linux.cgroup import cgroup_path
+from drgn.helpers.linux.list import list_for_each_entry
+from drgn.helpers.linux.pid import for_each_task
+
+from ksm_eval.errors import TargetError, UsageError
+from ksm_eval.target import Process, Selection
+
+PF_KTHREAD = 0x00200000  # include/linux/sched.h; a macro, so not in debug info
+
+
+@dataclass
+class _Group:
+    """A thread group: its tasks' pids, and the first mm found among them."""
+
+    tgid: int
+    leader: Object
+    pids: list[int]
+    mm: Object | None
+    parent: int  # tgid of real_parent
+
+    @property
+    def comm(self) -> str:
+        return bytes(self.leader.comm.string_()).decode("utf-8", "backslashreplace")
+
+
+def _groups(prog: Program) -> dict[int, _Group]:
+    """All thread groups by tgid. A zombie leader's live threads still count."""
+    groups: dict[int, _Group] = {}
+    try:
+        for task in for_each_task(prog):
+            tgid = task.tgid.value_()
+            pid = task.pid.value_()
+            group = groups.get(tgid)
+            if group is None:
+                parent = task.real_parent.tgid.value_()
+                groups[tgid] = group = _Group(tgid, task, [], None, parent)
+            group.pids.append(pid)
+            if pid == tgid:
+                group.leader = task
+            kernel_thread = task.flags.value_() & PF_KTHREAD
+            if group.mm is None and not kernel_thread and task.mm.value_():
+                group.mm = task.mm.read_()
+    except FaultError as error:
+        raise TargetError(
+            f"the task list cannot be read: {error.message}",
+            "the dump lacks kernel pages: old makedumpfile versions drop too much of new kernels "
+            "with -d 8 and up; take the dump with -d 1 or -d 17",
+        ) from None
+    return groups
+
+
+def _cgroup_paths(prog: Program) -> Callable[[Object], str]:
+    """task -> cgroup v2 path, memoised by cgroup; "" on a kernel without cgroups."""
+    paths: dict[int, str] = {}
+
+    def path(task: Object) -> str:
+        try:
+            cgroup = task.cgroups.dfl_cgrp.read_()
+            key = cgroup.value_()
+            if key not in paths:
+                paths[key] = cgroup_path(cgroup).decode("utf-8", "backslashreplace")
+            return paths[key]
+        except (AttributeError, LookupError, FaultError):
+            return ""
+
+    del prog
+    return path
+
+
+def _below(groups: dict[int, _Group], roots: set[int]) -> set[int]:
+    """`roots` and all their descendants, by real_parent."""
+    children: dict[int, list[int]] = {}
+    for group in groups.values():
+        children.setdefault(group.parent, []).append(group.tgid)
+    found: set[int] = set()
+    todo = list(roots)
+    while todo:
+        tgid = todo.pop()
+        if tgid not in found:
+            found.add(tgid)
+            todo.extend(children.get(tgid, ()))
+    return found
+
+
+def _registered_mms(prog: Program) -> Iterator[int]:
+    """mm addresses on ksmd's list, in scan order (ksm_mm_head; mm/ksm.c, 5.10 to 7.3)."""
+    try:
+        try:
+            head = prog["ksm_mm_head"].slot.mm_node  # 6.2+, commit 58730ab6c7ca: generic mm_slot
+            for slot in list_for_each_entry(
+                "struct ksm_mm_slot", head.address_of_(), "slot.mm_node"
+            ):
+                yield slot.slot.mm.value_()
+        except AttributeError:
+            head = prog["ksm_mm_head"].mm_list
+            kind = prog["ksm_mm_head"].type_.type_name()
+            for slot in list_for_each_entry(kind, head.address_of_(), "mm_list"):
+                yield slot.mm.value_()
+    except (KeyError, LookupError, FaultError):
+        return  # no KALLSYMS_ALL: ksm_mm_head is static
+
+
+def _observed(mm: Object) -> dict[str, int]:
+    """The kernel's own per-process counters, those this kernel has (/proc/PID/ksm_stat)."""
+    found: dict[str, int] = {}
+    for name in ("ksm_rmap_items", "ksm_merging_pages", "ksm_zero_pages"):
+        try:
+            member = mm.member_(name)
+        except LookupError:
+            continue
+        try:
+            found[name] = member.counter.value_()  # atomic_long_t ksm_zero_pages, 6.10+
+        except AttributeError:
+            found[name] = member.value_()
+    return found
+
+
+def _process(group: _Group, cgroup: Callable[[Object], str], registered: bool) -> Process:
+    assert group.mm is not None
+    leader = group.leader
+    try:
+        start = leader.start_boottime.value_()  # 5.5+, commit cf25e24db61c
+    except AttributeError:
+        start = leader.real_start_time.value_()
+    return Process(
+        pid=group.tgid,
+        comm=group.comm,
+        cgroup=cgroup(leader),
+        uid=leader.real_cred.uid.val.value_(),
+        start_time=start,
+        registered=registered,
+        observed=_observed(group.mm),
+        handle=group.mm,
+    )
+
+
+def _select(
+    groups: dict[int, _Group], selection: Selection, cgroup: Callable[[Object], str]
+) -> set[int]:
+    """tgids of the selection; UsageError for a part of it that matches nothing."""
+    chosen: set[int] = set()
+    by_pid = {pid: group.tgid for group in groups.values() for pid in group.pids}
+    for pid in selection.pids:
+        if pid not in by_pid:
+            raise UsageError(f"pid {pid} does not exist in the target", "see --all for what does")
+        group = groups[by_pid[pid]]
+        if group.mm is None and not selection.children:
+            raise UsageError(
+                f"pid {pid} ({group.comm}) has no memory of its own: a kernel thread or a zombie",
+                "choose a process with user memory",
+            )
+        chosen.add(group.tgid)
+    for pattern in selection.comms:
+        matched = {g.tgid for g in groups.values() if g.mm and fnmatchcase(g.comm, pattern)}
+        if not matched:
+            raise UsageError(f"no process is called {pattern!r} in the target")
+        chosen |= matched
+    for wanted in selection.cgroups:
+        prefix = "/" + wanted.strip("/")
+        below = prefix.rstrip("/") + "/"
+        matched = set()
+        for group in groups.values():
+            if group.mm and (cgroup(group.leader) + "/").startswith(below):
+                matched.add(group.tgid)
+        if not matched:
+            raise UsageError(
+                f"no process is in cgroup {prefix!r} or below it in the target",
+                "give the cgroup v2 path as in /proc/PID/cgroup, without the leading 0::",
+            )
+        chosen |= matched
+    if selection.children:
+        chosen = _below(groups, chosen)
+    if selection.all:
+        chosen = set(groups)
+    return chosen
+
+
+def select_processes(prog: Program, selection: Selection) -> list[Process]:
+    """The selected mms in ksmd's scan order, one entry each.
+
+    The order is that of ksm_mm_head for mms ksmd knows; the others follow by start
+    time, as if they registered in that order (__ksm_enter, mm/ksm.c).
+    Raises UsageError for a selection that names nothing, TargetError for an unreadable list.
+    """
+    groups = _groups(prog)
+    cgroup = _cgroup_paths(prog)
+    chosen = _select(groups, selection, cgroup)
+    rank = {mm: position for position, mm in enumerate(_registered_mms(prog))}
+    by_mm: dict[int, Process] = {}
+    for tgid in sorted(chosen):
+        group = groups[tgid]
+        if group.mm is None:
+            continue
+        address = group.mm.value_()
+        process = _process(group, cgroup, address in rank)
+        # CLONE_VM without CLONE_THREAD (vfork): the eldest stands for the mm.
+        known = by_mm.get(address)
+        if known is None or (process.start_time, process.pid) < (known.start_time, known.pid):
+            by_mm[address] = process
+    if not by_mm:
+        raise UsageError("the selection has no process with memory of its own")
+    last = len(rank)
+    return [
+        process
+        for _, process in sorted(
+            by_mm.items(),
+            key=lambda item: (rank.get(item[0], last), item[1].start_time, item[1].pid),
+        )
+    ]
