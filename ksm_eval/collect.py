@@ -133,6 +133,7 @@ def collect(
             counters=target.counters(),
             sizeof=info.sizeof,
             question="mergeable_only" if mergeable_only else "merge_any",
+            selection=selection.words(),
             unreadable=dict(unreadable),
             notes=list(info.notes),
             total_ram_pages=info.total_ram_pages,

@@ -70,8 +70,15 @@ _OPTIONAL = {"frames.order": ("<u4", None)}
 def save(snapshot: Snapshot, path: Path) -> None:
     """Write `snapshot` to `path`, readable by its owner only (it tells addresses and names).
 
-    The file is there in full or not at all. Raises UsageError if it cannot be written.
+    The file is there in full or not at all. Raises UsageError if it cannot be written,
+    TargetError if load() would refuse it.
     """
+    try:
+        check(snapshot)
+    except Invalid as error:
+        raise TargetError(
+            f"the target's memory contradicts itself: {error}", "it changed while it was dumped"
+        ) from error
     processes, vmas = snapshot.processes, snapshot.vmas
     header = {
         "format": FORMAT,

@@ -170,6 +170,7 @@ class Metadata:
     counters: dict[str, int]  # the target's own /sys/kernel/mm/ksm counters, those found
     sizeof: dict[str, int]  # rmap_item, stable_node, mm_slot
     question: str  # "merge_any" (as if PR_SET_MEMORY_MERGE) or "mergeable_only"
+    selection: list[str] = field(default_factory=list)  # as on the command line
     unreadable: dict[str, int] = field(default_factory=dict)  # reason -> pages
     notes: list[str] = field(default_factory=list)  # what a reader must know, a line each
     total_ram_pages: int = 0

@@ -23,6 +23,16 @@ class Selection:
     cgroups: tuple[str, ...] = ()  # cgroup v2 paths, each with its subtree
     all: bool = False
 
+    def words(self) -> list[str]:
+        """As on the command line."""
+        return [
+            *(word for pid in self.pids for word in ("--pid", str(pid))),
+            *(word for comm in self.comms for word in ("--comm", comm)),
+            *(word for cgroup in self.cgroups for word in ("--cgroup", cgroup)),
+            *(["--children"] if self.children else []),
+            *(["--all"] if self.all else []),
+        ]
+
 
 @dataclass(frozen=True)
 class Process:
@@ -91,6 +101,7 @@ class TargetInfo:
     debug_info: str
     total_ram_pages: int
     sizeof: dict[str, int]
+    container: str = ""  # "kdump-compressed vmcore", …
     notes: list[str] = field(default_factory=list)
 
 

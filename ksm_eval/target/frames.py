@@ -212,6 +212,8 @@ def _total_mapcount(
     read: Read, layout: PageLayout, heads: U64, pages: U64, entire: I64, double_map: I64
 ) -> I64:
     """total_compound_mapcount() of mm/util.c until 6.9: the sum over all subpages."""
+    if not len(heads):
+        return np.empty(0, np.int64)
     counts = pages.astype(np.int64)
     every = np.repeat(heads, counts) + _ramp(counts)
     structs, _ = read_structs(read, layout, every)

@@ -57,6 +57,7 @@ class KernelTarget:
             debug_info=opened.debug_info,
             total_ram_pages=_total_ram(prog),
             sizeof=_sizes(prog),
+            container=opened.container,
             notes=list(opened.notes),
         )
 
@@ -106,7 +107,12 @@ class KernelTarget:
         return _first_value(self._prog, "max_pfn") or 1 << 34
 
     def frames(self, pfns: U64) -> FrameTable:
-        return classify(self._read_virtual, self._page_layout, pfns, self._max_pfn)
+        table = classify(self._read_virtual, self._page_layout, pfns, self._max_pfn)
+        anonymous = table.candidate
+        self._opened.check_user_pages(
+            pfns[anonymous], table.head_pages[anonymous] > 1, self.info.page_size
+        )
+        return table
 
     @cached_property
     def _page_layout(self) -> PageLayout:

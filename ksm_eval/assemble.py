@@ -1,0 +1,203 @@
+"""Snapshot and Prediction -> Report: sums, shares, and what a reader must be told."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import asdict, fields
+
+import numpy as np
+
+from ksm_eval.replay.converged import Prediction
+from ksm_eval.replay.rules import Settings
+from ksm_eval.report.model import (
+    Completeness,
+    Ineligible,
+    Phase,
+    ProcessRow,
+    Report,
+    Savings,
+    Setting,
+    System,
+    TargetFacts,
+    VmaRow,
+)
+from ksm_eval.snapshot import Entry, FrameFlag, Snapshot, has
+
+
+def assemble(
+    snapshot: Snapshot, settings: Settings, overridden: Collection[str], prediction: Prediction
+) -> Report:
+    """The report of one prediction. `overridden`: settings that an option set."""
+    meta = snapshot.meta
+    return Report(
+        target=TargetFacts(
+            kind=meta.kind,
+            path=meta.path,
+            release=meta.release,
+            arch=meta.arch,
+            page_size=meta.page_size,
+            time=meta.time,
+            total_ram_pages=meta.total_ram_pages,
+            sizeof=meta.sizeof,
+        ),
+        debug_info=meta.debug_info,
+        question=meta.question,
+        selection=tuple(meta.selection),
+        completeness=_completeness(snapshot, prediction),
+        settings=_settings(snapshot, settings, overridden),
+        system=_system(snapshot, settings, prediction),
+        observed=meta.counters,
+        savings=_savings(snapshot, prediction),
+        processes=_processes(snapshot, prediction),
+        vmas=_vmas(snapshot, prediction),
+        ineligible=_ineligible(snapshot),
+        entries=_entries(snapshot),
+        notes=tuple(_notes(snapshot, prediction)),
+    )
+
+
+def _completeness(snapshot: Snapshot, prediction: Prediction) -> Completeness:
+    unreadable_frames = int(has(snapshot.frames.flags, FrameFlag.UNREADABLE).sum())
+    lost = int(snapshot.vmas.entries[:, Entry.UNREADABLE].sum())
+    all_pages = len(snapshot.mappings) + lost
+    return Completeness(
+        mappings=len(snapshot.mappings),
+        mappings_unreadable=prediction.unreadable,
+        frames=len(snapshot.frames),
+        frames_unreadable=unreadable_frames,
+        entries_lost=lost,
+        share_unreadable=(prediction.unreadable + lost) / all_pages if all_pages else 0.0,
+        reasons=snapshot.meta.unreadable,
+    )
+
+
+def _settings(
+    snapshot: Snapshot, settings: Settings, overridden: Collection[str]
+) -> dict[str, Setting]:
+    """Without what this kernel does not have."""
+    source = snapshot.meta.settings_source
+    absent = set() if snapshot.meta.rules.smart_scan else {"smart_scan"}
+    return {
+        field.name: Setting(
+            getattr(settings, field.name),
+            "option" if field.name in overridden else source.get(field.name, "kernel default"),
+        )
+        for field in fields(settings)
+        if field.name not in absent
+    }
+
+
+def _system(snapshot: Snapshot, settings: Settings, prediction: Prediction) -> System:
+    counters = {
+        name: value for name, value in asdict(prediction.counters).items() if value is not None
+    }
+    if not (settings.smart_scan and snapshot.meta.rules.smart_scan):
+        return System(counters)
+    phases = {
+        name: Phase(phase.pages_unshared, phase.pages_volatile)
+        for name, phase in (("scan", prediction.counters), ("skip", prediction.skip_phase))
+    }
+    return System(counters, "scan", phases)
+
+
+def _savings(snapshot: Snapshot, prediction: Prediction) -> Savings:
+    saved = prediction.savings
+    freed = saved.frames_freed * snapshot.meta.page_size
+    return Savings(
+        frames_freed=saved.frames_freed,
+        bytes_freed=freed,
+        frames_freed_by={"merged": saved.merged, "zero": saved.zero, "thp_zero": saved.thp_zero},
+        metadata_bytes=saved.metadata_bytes,
+        net_bytes=freed - saved.metadata_bytes,
+        thps=saved.thps,
+        thps_split=saved.thps_split,
+        pss_before=round(float(saved.pss_before.sum())),
+        pss_after=round(float(saved.pss_after.sum())),
+    )
+
+
+def _processes(snapshot: Snapshot, prediction: Prediction) -> tuple[ProcessRow, ...]:
+    processes, counters, saved = snapshot.processes, prediction.processes, prediction.savings
+    zero, profit = counters.ksm_zero_pages, counters.ksm_process_profit
+    return tuple(
+        ProcessRow(
+            pid=int(processes.pid[row]),
+            comm=processes.comm[row],
+            cgroup=processes.cgroup[row],
+            uid=int(processes.uid[row]),
+            ksm_rmap_items=int(counters.ksm_rmap_items[row]),
+            ksm_merging_pages=int(counters.ksm_merging_pages[row]),
+            ksm_zero_pages=None if zero is None else int(zero[row]),
+            ksm_process_profit=None if profit is None else int(profit[row]),
+            pss_before=round(float(saved.pss_before[row])),
+            pss_after=round(float(saved.pss_after[row])),
+        )
+        for row in range(len(processes))
+    )
+
+
+def _vmas(snapshot: Snapshot, prediction: Prediction) -> tuple[VmaRow, ...]:
+    vmas = snapshot.vmas
+    pids = snapshot.processes.pid[vmas.process].tolist()
+    return tuple(
+        VmaRow(
+            pid=pid,
+            start=start,
+            end=end,
+            name=name,
+            ksm_pages=None if reason else ksm_pages,
+            ineligible=reason or None,
+        )
+        for pid, start, end, name, reason, ksm_pages in zip(
+            pids,
+            vmas.start.tolist(),
+            vmas.end.tolist(),
+            vmas.name,
+            vmas.reason,
+            prediction.ksm_pages.tolist(),
+            strict=True,
+        )
+    )
+
+
+def _ineligible(snapshot: Snapshot) -> tuple[Ineligible, ...]:
+    vmas = snapshot.vmas
+    size = (vmas.end - vmas.start).astype(np.int64)
+    count: dict[str, int] = {}
+    total: dict[str, int] = {}
+    for reason, bytes_ in zip(vmas.reason, size.tolist(), strict=True):
+        if reason:
+            count[reason] = count.get(reason, 0) + 1
+            total[reason] = total.get(reason, 0) + bytes_
+    largest_first = sorted(total, key=lambda reason: (-total[reason], reason))
+    return tuple(Ineligible(reason, count[reason], total[reason]) for reason in largest_first)
+
+
+def _entries(snapshot: Snapshot) -> dict[str, int]:
+    totals = snapshot.vmas.entries.sum(axis=0, dtype=np.int64)
+    return {kind.name.lower(): int(totals[kind]) for kind in Entry}
+
+
+def _notes(snapshot: Snapshot, prediction: Prediction) -> list[str]:
+    notes = [
+        "one sample: pages that change are taken for calm, so these figures are an upper bound",
+        *snapshot.meta.notes,
+    ]
+    merged = int(has(snapshot.frames.flags, FrameFlag.KSM).sum())
+    if merged:
+        notes.append(
+            f"ksmd has run on this target: {merged} frames are KSM pages already and count as "
+            "such; frames freed are those to come"
+        )
+    if snapshot.meta.question == "merge_any" and not snapshot.meta.rules.general_profit:
+        notes.append(
+            "this kernel has no PR_SET_MEMORY_MERGE: the prediction is for every mergeable VMA "
+            "given madvise(MADV_MERGEABLE)"
+        )
+    if not prediction.settled:
+        notes.append("the counters had not settled when the replay was stopped")
+    if prediction.orphans:
+        notes.append(
+            f"{prediction.orphans} mappings are lost to merges that ksmd has to undo (pinned twins)"
+        )
+    return notes

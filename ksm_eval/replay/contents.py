@@ -1,0 +1,126 @@
+"""What both engines derive from a snapshot before they replay it."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ksm_eval.errors import TargetError
+from ksm_eval.snapshot import I64, NO_COMPOUND, U8, FrameFlag, MappingFlag, Snapshot
+
+VM_LOCKED = 0x2000
+"""include/linux/mm.h: the VMA is mlocked, so no zero page is mapped there at a THP split."""
+
+ZERO_PAGE = -1
+REMAPPED = -2
+"""Instead of a frame: the mapping is the shared zero page now, by ksmd or by a THP split."""
+
+
+class Kind(IntEnum):
+    """What became of a mapping; values of `Outcome.kind`."""
+
+    UNMERGED = 0
+    MERGED = 1  # attached to a stable node
+    ZERO_PAGE = 2  # ksmd mapped the zero page (use_zero_pages)
+    REMAPPED = 3  # a THP split mapped the zero page: outside all KSM counters
+    ORPHAN = 4  # maps a KSM frame without a stable node: a merge was undone (ksm-kernels 2.2)
+
+
+def contents(snapshot: Snapshot, across_nodes: bool) -> tuple[I64, I64]:
+    """(content of each frame, frames of each content): equal number, equal tree and bytes.
+
+    Contents are numbered from 0 in no meaningful order; unreadable frames are -1.
+    Shape (F,) and (number of contents,).
+    """
+    frames = snapshot.frames
+    number = np.full(len(frames), -1, np.int64)
+    readable = (frames.flags & FrameFlag.UNREADABLE) == 0
+    rows = np.flatnonzero(readable)
+    if not len(rows):
+        return number, np.empty(0, np.int64)
+    if across_nodes:
+        rows = rows[np.argsort(frames.hash[rows])]
+    else:
+        rows = rows[np.lexsort((frames.hash[rows], frames.node[rows]))]
+    hashes = frames.hash[rows]
+    starts = np.ones(len(rows), np.bool_)
+    starts[1:] = hashes[1:] != hashes[:-1]
+    if not across_nodes:
+        nodes = frames.node[rows]
+        starts[1:] |= nodes[1:] != nodes[:-1]
+    number[rows] = np.cumsum(starts) - 1
+    size = np.diff(np.append(np.flatnonzero(starts), len(rows)))
+    return number, size.astype(np.int64)
+
+
+def mappings_of(snapshot: Snapshot) -> I64:
+    """How many selected mappings each frame has, shape (F,)."""
+    return np.bincount(snapshot.mappings.frame, minlength=len(snapshot.frames))
+
+
+def in_compound(snapshot: Snapshot) -> NDArray[np.bool_]:
+    """Frames of a compound page, shape (F,)."""
+    found: NDArray[np.bool_] = snapshot.frames.compound != NO_COMPOUND
+    return found
+
+
+def blocked_mappings(snapshot: Snapshot) -> U8 | None:
+    """1 for each mapping write_protect_page() refuses, shape (M,); None if there is none.
+
+    It compares references only where the entry is writable or dirty, or (5.19+) the page
+    is exclusive. Frames of a compound page are left to `Compounds.pinned`: a compound with
+    extra references cannot be split, and one that could be split had none.
+    """
+    frames, mappings = snapshot.frames, snapshot.mappings
+    pinned = ((frames.flags & FrameFlag.PINNED) != 0) & ~in_compound(snapshot)
+    if not pinned.any():
+        return None
+    checked = (mappings.flags & (MappingFlag.WRITE | MappingFlag.DIRTY)) != 0
+    if snapshot.meta.rules.anon_exclusive:
+        checked |= (frames.flags[mappings.frame] & FrameFlag.EXCLUSIVE) != 0
+    blocked: U8 = (checked & pinned[mappings.frame]).astype(np.uint8)
+    return blocked
+
+
+def pmd_mappers(snapshot: Snapshot) -> I64:
+    """Processes that map each compound page by PMD, shape (C,).
+
+    Mappers outside the selection are taken for PMD mappers where a selected one is.
+    """
+    frames = snapshot.frames
+    huge = snapshot.mappings.frame[(snapshot.mappings.flags & MappingFlag.HUGE) != 0]
+    mappers = np.bincount(huge, minlength=len(frames))
+    outside = np.maximum(frames.mapcount.astype(np.int64) - mappings_of(snapshot), 0)
+    mappers[mappers > 0] += outside[mappers > 0]
+    rows = np.flatnonzero(in_compound(snapshot))
+    most = np.zeros(len(snapshot.compounds), np.int64)
+    np.maximum.at(most, frames.compound[rows], mappers[rows])
+    return most
+
+
+def remappable(snapshot: Snapshot, positions: I64) -> NDArray[np.bool_]:
+    """try_to_map_unused_to_zeropage() (mm/migrate.c, 6.12+) spares mlocked VMAs: those
+    of these mappings it does not spare."""
+    vma = np.searchsorted(snapshot.vmas.offset, positions, side="right") - 1
+    free: NDArray[np.bool_] = (snapshot.vmas.flags[vma] & VM_LOCKED) == 0
+    return free
+
+
+def poisoned(snapshot: Snapshot) -> bool:
+    """Whether the shape of the unstable tree decides, so that everything must be replayed.
+
+    Raises TargetError if it does and the snapshot does not have `Frames.order`.
+    """
+    if not snapshot.meta.rules.prot_none_unreadable:
+        return False
+    if not bool((snapshot.mappings.flags & MappingFlag.PROT_NONE).any()):
+        return False
+    if snapshot.frames.order is None:
+        raise TargetError(
+            "PROT_NONE pages block merging on this kernel, and the snapshot does not tell "
+            "the order of the contents",
+            "take the snapshot again from the target with this version",
+        )
+    return True

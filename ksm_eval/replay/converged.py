@@ -1,0 +1,199 @@
+"""What ksmd arrives at, without running it: a closed form where there is one.
+
+A content whose mappings all merge into one stable node, or into full ones, needs no
+replay; see `simple.classify()`. The others are replayed, all of them together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ksm_eval.replay.contents import Kind, poisoned
+from ksm_eval.replay.counters import (
+    Counters,
+    ProcessCounters,
+    observed_zero_pages,
+    per_process,
+    per_vma,
+    process_counters,
+    system_counters,
+)
+from ksm_eval.replay.ksmd import Ksmd
+from ksm_eval.replay.rules import Settings
+from ksm_eval.replay.savings import Outcome, Savings, savings
+from ksm_eval.replay.simple import classify
+from ksm_eval.replay.state import FREED, ORPHAN, STABLE, UNSTABLE
+from ksm_eval.snapshot import I64, FrameFlag, Snapshot
+
+FIRST_PASS = 41
+"""After this pass old pages have just been visited, as after each 9th later: with smart
+scan they are visited in pass 23, 32, 41 …, and skipped in all others from 24 on."""
+PERIOD = 9
+MOST_PASSES = FIRST_PASS + 40 * PERIOD
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The settled state. Arrays: P processes, V VMAs, M mappings."""
+
+    counters: Counters  # in a scan phase: pages_unshared as after a pass that visits all pages
+    skip_phase: Counters  # after a pass that skips all old pages; without smart scan the same
+    processes: ProcessCounters  # shape (P,)
+    ksm_pages: I64  # smaps' KSM: in pages, shape (V,)
+    savings: Savings
+    stable_nodes: int  # chains included
+    passes: int  # full scans until the settled counters stop moving
+    settled: bool  # False: they still moved after MOST_PASSES
+    replayed: int  # mappings that needed a replay
+    unreadable: int  # mappings of frames that could not be read: in pages_volatile
+    orphans: int  # mappings of KSM frames without a stable node: merges undone
+    outcome: Outcome
+
+
+def predict(snapshot: Snapshot, settings: Settings) -> Prediction:
+    """The state ksmd settles in on a memory that stands still.
+
+    KSM frames of the target count with the selected mappings only; KSM zero pages of the
+    selected processes (`Processes.observed`) are in ksm_zero_pages. Raises TargetError if
+    the outcome depends on the order of contents and the snapshot does not tell it.
+    """
+    simple = classify(snapshot, settings)
+    replay: _Settled | None = None
+    if poisoned(snapshot):
+        simple = simple.nothing()
+        replay = _settle(Ksmd(snapshot, settings))
+    elif len(simple.replay):
+        replay = _settle(Ksmd(snapshot, settings, simple.replay, simple.splits))
+    kind, frame, split = simple.kind, simple.frame, simple.split
+    shared, sharing = simple.shared, simple.sharing
+    chains, dups = simple.chains, simple.dups
+    unshared = skip_unshared = simple.unshared
+    if settings.smart_scan and snapshot.meta.rules.smart_scan:
+        skip_unshared = 0
+    passes = simple.passes
+    if replay is not None:
+        ksmd, part = replay.ksmd, replay.ksmd.outcome()
+        kind[ksmd.positions] = part.kind
+        frame[ksmd.positions] = part.frame
+        split = split | part.split
+        shared += ksmd.stable.shared
+        sharing += ksmd.stable.sharing
+        chains += ksmd.stable.chains
+        dups += ksmd.stable.dups
+        unshared += replay.unshared
+        skip_unshared += replay.skip_unshared
+        passes = max(passes, ksmd.counter_pass)
+    outcome = Outcome(kind, frame, split)
+
+    vmas, count = snapshot.vmas, len(snapshot.processes)
+    has_item = (kind != Kind.ZERO_PAGE) & (kind != Kind.REMAPPED)
+    merged = kind == Kind.MERGED
+    zero = per_process(vmas, per_vma(vmas, kind == Kind.ZERO_PAGE), count)
+    zero += observed_zero_pages(snapshot.processes.observed, count)
+    items = int(has_item.sum())
+
+    def counters(unshared: int) -> Counters:
+        return system_counters(
+            snapshot.meta,
+            shared=shared,
+            sharing=sharing,
+            unshared=unshared,
+            items=items,
+            chains=chains,
+            dups=dups,
+            zero=int(zero.sum()),
+        )
+
+    unreadable = (snapshot.frames.flags & FrameFlag.UNREADABLE) != 0
+    return Prediction(
+        counters=counters(unshared),
+        skip_phase=counters(skip_unshared),
+        processes=process_counters(
+            snapshot.meta,
+            per_process(vmas, per_vma(vmas, has_item), count),
+            per_process(vmas, per_vma(vmas, merged), count),
+            zero,
+        ),
+        ksm_pages=per_vma(vmas, merged | (kind == Kind.ORPHAN)),
+        savings=savings(snapshot, outcome, items, shared + chains),
+        stable_nodes=shared + chains,
+        passes=passes,
+        settled=replay is None or replay.settled,
+        replayed=0 if replay is None else len(replay.ksmd.positions),
+        unreadable=int(unreadable[snapshot.mappings.frame].sum()) if unreadable.any() else 0,
+        orphans=int((kind == Kind.ORPHAN).sum()),
+        outcome=outcome,
+    )
+
+
+@dataclass(frozen=True)
+class _Settled:
+    ksmd: Ksmd
+    unshared: int
+    skip_unshared: int
+    settled: bool
+
+
+def _settle(ksmd: Ksmd) -> _Settled:
+    """Run until nothing can change any more.
+
+    Passes 1 to 4 visit every page, so after one of these without a change only contents
+    with several frames left can still change: when a page that blocks its twins is skipped
+    in a pass in which they are not. Only those are replayed further.
+    """
+    while ksmd.passes < 4 and (ksmd.passes < 3 or ksmd.event_pass == ksmd.passes):
+        ksmd.full_scan()
+    state = np.frombuffer(bytes(ksmd.state), np.uint8)
+    if ksmd.trees is not None or ksmd.event_pass == ksmd.passes:
+        moving = (state != STABLE) & (state != FREED)
+    else:
+        moving = _still_moving(ksmd, state)
+    left = (state == UNSTABLE) & ~moving
+    unshared = skip_unshared = int(left.sum())
+    if ksmd.smart_scan:
+        # A KSM page is never skipped, with a stable node or without.
+        orphan = np.array(ksmd.node, np.int64)[np.array(ksmd.frame, np.int64)] == ORPHAN
+        skip_unshared = int((left & orphan).sum())
+    if not moving.any():
+        return _Settled(ksmd, unshared, skip_unshared, True)
+    ksmd.visits = np.flatnonzero(moving).tolist()
+    changing = before = ksmd.unshared - unshared
+    quiet = 3 * PERIOD if ksmd.smart_scan else 4
+    settled = False
+    while not settled and ksmd.passes < MOST_PASSES:
+        before = changing
+        ksmd.full_scan()
+        changing = ksmd.unshared - unshared
+        in_phase = ksmd.passes >= FIRST_PASS and (ksmd.passes - FIRST_PASS) % PERIOD == 0
+        settled = ksmd.passes - ksmd.event_pass >= quiet and (in_phase or not ksmd.smart_scan)
+    skip_unshared += before if ksmd.smart_scan else changing
+    return _Settled(ksmd, unshared + changing, skip_unshared, settled)
+
+
+def _still_moving(ksmd: Ksmd, state: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Items of contents with an unmerged frame that may yet find a twin, or a node with room."""
+    frame = np.array(ksmd.frame, np.int64)
+    moving = np.zeros(len(frame), np.bool_)
+    rest = np.flatnonzero((state != STABLE) & (frame >= 0))
+    content = np.array(ksmd.content, np.int64)[frame[rest]]
+    rest, content = rest[content >= 0], content[content >= 0]
+    if not len(rest):
+        return moving
+    f = frame[rest]
+    compound = np.array(ksmd.compound, np.int64)[f]
+    unsplittable = np.append(np.frombuffer(ksmd.unsplittable, np.uint8), 0)
+    blocked = np.frombuffer(ksmd.blocked, np.uint8)[rest] | unsplittable[compound]
+    blocked = (blocked != 0) & (np.array(ksmd.node, np.int64)[f] != ORPHAN)
+    free = np.bincount(content[~blocked], minlength=int(content.max()) + 1) > 0
+    order = np.lexsort((f, content))
+    distinct = np.ones(len(order), np.bool_)
+    distinct[1:] = (f[order][1:] != f[order][:-1]) | (content[order][1:] != content[order][:-1])
+    partner = np.bincount(content[order][distinct], minlength=len(free)) > 1
+    length = np.array(ksmd.stable.length, np.int64)
+    room = np.array(ksmd.stable.content, np.int64)[length < ksmd.stable.cap]
+    partner[room[(room >= 0) & (room < len(partner))]] = True
+    moving[rest] = (free & partner)[content]
+    return moving

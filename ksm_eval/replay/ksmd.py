@@ -1,0 +1,275 @@
+"""ksmd, visit by visit: the reference. About a million visits a second.
+
+Mirrors mm/ksm.c from scan_get_next_rmap_item() down; what differs between kernels comes
+from Rules. Memory does not change between the passes, so a red-black tree is a dictionary
+except where a search can end at an item it only passes (`_search_tree`).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ksm_eval.replay.contents import REMAPPED, ZERO_PAGE
+from ksm_eval.replay.rbtree import Node, RedBlackTree
+from ksm_eval.replay.rules import Settings
+from ksm_eval.replay.savings import Outcome
+from ksm_eval.replay.state import (
+    FREED,
+    IDLE,
+    NEW,
+    ORDINARY,
+    ORPHAN,
+    STABLE,
+    UNSTABLE,
+    PassResult,
+    State,
+)
+from ksm_eval.snapshot import Snapshot
+
+MAX_AGE = 255
+SKIPS = [1] * 4 + [2] * 2 + [4] * 3 + [8] * (MAX_AGE - 8)
+"""skip_age() by rmap_item.age."""
+
+
+@dataclass(frozen=True)
+class Replay:
+    """`passes[n]` is after n+1 full scans, `outcome` after the last."""
+
+    passes: list[PassResult]
+    outcome: Outcome
+    split_failures: int  # attempts to split a compound page in vain
+
+
+def simulate(snapshot: Snapshot, settings: Settings, passes: int) -> Replay:
+    """Run ksmd over a memory that stands still.
+
+    Frames that are KSM pages already are stable nodes with all their selected mappings
+    attached; rmap_items of other mappings start anew. Raises TargetError if the outcome
+    depends on the order of contents and the snapshot does not tell it.
+    """
+    ksmd = Ksmd(snapshot, settings)
+    results = []
+    for _ in range(passes):
+        ksmd.full_scan()
+        results.append(ksmd.result())
+    return Replay(results, ksmd.outcome(), ksmd.split_failures)
+
+
+class Ksmd(State):
+    """ksmd at work on its state."""
+
+    def full_scan(self) -> None:
+        """One pass (ksm_scan.seqnr)."""
+        self.passes += 1
+        self.stable.now += max(1, self.stable.prune_millisecs)
+        self.unstable.clear()
+        self.tree_nodes.clear()
+        if self.trees:
+            self.trees.clear()
+        start = 0
+        if self.passes == 2:
+            for item, compound in sorted(self.other_splits):
+                end = bisect_left(self.visits, item)
+                self._scan(self.visits[start:end])
+                start = end
+                if not self.split[compound]:
+                    self._split(compound)
+        self._scan(self.visits[start:])
+        if self.counter_pass == self.passes and FREED in self.state:
+            self.visits = [i for i in self.visits if self.state[i] != FREED]
+
+    def _event(self) -> None:
+        self.event_pass = self.counter_pass = self.passes
+
+    def _scan(self, visits: Sequence[int]) -> None:
+        """scan_get_next_rmap_item() and cmp_and_merge_page() for each visit."""
+        frame, state, content, checksum = self.frame, self.state, self.content, self.checksum
+        node_of, age, skips, unstable = self.node, self.age, self.skips, self.unstable
+        stable_tree, search = self.stable.tree, self.stable.search
+        smart, checksum_first = self.smart_scan, self.rules.checksum_first
+        use_zero, is_zero, shaped = self.use_zero_pages, self.is_zero, self.trees is not None
+        unshared, scanned, skipped = 0, 0, 0  # changes; the counters follow at the end
+        for i in visits:
+            f = frame[i]
+            if f < 0:  # the address offers no page any more
+                unshared -= state[i] == UNSTABLE
+                self._free(i)
+                continue
+            node = node_of[f]
+            if node == ORDINARY and smart:
+                a = age[i]
+                if a < MAX_AGE:
+                    age[i] = a + 1
+                if a >= 3:
+                    if skips[i]:
+                        skips[i] -= 1
+                        skipped += 1
+                        if state[i] == UNSTABLE:
+                            state[i] = IDLE
+                            unshared -= 1
+                        continue
+                    skips[i] = SKIPS[a]
+            scanned += 1
+            if node >= 0 and state[i] == STABLE:
+                continue
+            if not state[i]:
+                state[i] = IDLE
+                self.items += 1
+                self.counter_pass = self.passes
+            c = content[f]
+            if node >= 0 or not checksum_first:
+                # A KSM page that was forked, or until 6.10 any page that is in the tree.
+                found = stable_tree.get(c)
+                target = node if node >= 0 else -1 if found is None else search(found)
+                if target >= 0:
+                    if state[i] == UNSTABLE:
+                        state[i] = IDLE
+                        unshared -= 1
+                    if target == node or self._mergeable(i, f):
+                        self._attach(i, f, target)
+                    continue
+            if state[i] == UNSTABLE:
+                state[i] = IDLE
+                unshared -= 1
+            if checksum[i] != c or c < 0:
+                checksum[i] = c
+                continue
+            if use_zero and is_zero[f] and self._mergeable(i, f):
+                frame[i] = ZERO_PAGE
+                self.mapped[f] -= 1
+                self.zero += 1
+                self._event()
+                continue
+            if checksum_first and (found := stable_tree.get(c)) is not None:
+                target = search(found)
+                if target >= 0:
+                    if self._mergeable(i, f):
+                        self._attach(i, f, target)
+                    continue
+            if shaped:
+                twin = self._search_tree(i, f)
+            elif (twin := unstable.setdefault(c, i)) == i:
+                state[i] = UNSTABLE
+                unshared += 1
+            if twin != i and frame[twin] != f and frame[twin] >= 0:
+                unshared -= self._merge_two(i, f, twin)
+        self.unshared += unshared
+        self.scanned += scanned
+        self.skipped += skipped
+
+    def _free(self, i: int) -> None:
+        """get_next_rmap_item(): the address was not offered, its rmap_item goes."""
+        if self.state[i] != NEW:
+            self.items -= 1
+            self._event()
+        self.state[i] = FREED
+
+    def _mergeable(self, i: int, f: int) -> bool:
+        """try_to_merge_one_page() as far as it can fail: split, then write_protect_page()."""
+        if self.node[f] == ORPHAN:  # page_address_in_vma() knows no anon_vma of it
+            return False
+        compound = self.compound[f]
+        if compound >= 0 and not self.split[compound] and not self._split(compound):
+            return False
+        return self.frame[i] == f and not self.blocked[i]
+
+    def _split(self, compound: int) -> bool:
+        """split_huge_page(), when ksmd holds one reference."""
+        if self.unsplittable[compound]:
+            self.split_failures += 1
+            return False
+        if self.pmds.get(compound, 1) > 1:  # 6.16 to early 6.19: one PMD an attempt
+            self.pmds[compound] -= 1
+            self.split_failures += 1
+            self.event_pass = self.passes
+            return False
+        self.split[compound] = 1
+        self.event_pass = self.passes
+        for i in self.zero_subpages.pop(compound, ()):
+            self.mapped[self.frame[i]] -= 1
+            self.frame[i] = REMAPPED
+        return True
+
+    def _move(self, i: int, f: int) -> None:
+        """replace_page()."""
+        self.mapped[self.frame[i]] -= 1
+        self.mapped[f] += 1
+        self.frame[i] = f
+
+    def _attach(self, i: int, f: int, node: int) -> None:
+        if self.ksm_frame[node] != f:
+            self._move(i, self.ksm_frame[node])
+        self.stable.attach(node)
+        self.state[i] = STABLE
+        self._event()
+
+    def _merge_two(self, i: int, f: int, twin: int) -> int:
+        """try_to_merge_two_pages() and what follows; how many items left the unstable tree."""
+        other, compound = self.frame[twin], self.compound[f]
+        if compound >= 0 and compound == self.compound[other] and not self.split[compound]:
+            # Both references are to one compound page: no split while both are held, one
+            # when the twin's has been dropped; the two meet again in the next pass.
+            self.split_failures += 1
+            self._split(compound)
+            return 0
+        if not self._mergeable(i, f):
+            return 0
+        if not self._mergeable(twin, other):
+            self._undo(i, f)
+            return 0
+        self.unstable.pop(self.content[f], None)
+        if self.trees is not None:
+            self.trees[self.numa[other]].erase(self.tree_nodes.pop(twin))
+        node = self.stable.insert(self.content[f])
+        self.ksm_frame.append(f)
+        self.node[f] = node
+        self._attach(twin, other, node)
+        self._attach(i, f, node)
+        return 1
+
+    def _undo(self, i: int, f: int) -> None:
+        """break_cow(): the scanned page was a KSM page already; its process gets a copy.
+
+        Other processes that map it keep a KSM page without a stable node.
+        """
+        if self.mapped[f] > 1:
+            self.node[f] = ORPHAN
+            copy = len(self.node)
+            self.node.append(ORDINARY)
+            self.compound.append(-1)
+            self.mapped.append(0)
+            for column in (self.content, self.is_zero, self.numa, self.rank):
+                if column is not None:
+                    column.append(column[f])
+            self._move(i, copy)
+            self.event_pass = self.passes
+        if self.rules.reset_on_leave:
+            self.checksum[i] = -1
+            self.age[i] = self.skips[i] = 0
+
+    def _search_tree(self, i: int, f: int) -> int:
+        """unstable_tree_search_insert() in a real tree: the twin, or i itself if there is none.
+
+        6.1.y: get_mergeable_page() refuses PROT_NONE pages, on all kernels a page that was
+        remapped since: meeting one anywhere on the way down ends the visit.
+        """
+        assert self.trees is not None
+        assert self.rank is not None
+        tree = self.trees.setdefault(self.numa[f], RedBlackTree())
+        unreadable = self.prot_none if self.rules.prot_none_unreadable else bytes(len(self.frame))
+        rank, parent, at, left = self.rank[f], None, tree.root, False
+        while at is not None:
+            other = self.frame[at.item]
+            if other < 0 or unreadable[at.item] or other == f:
+                return i
+            if at.rank == rank:
+                return at.item
+            parent, left = at, rank < at.rank
+            at = at.left if left else at.right
+        node = self.tree_nodes[i] = Node(i, rank)
+        tree.insert(node, parent, left)
+        self.state[i] = UNSTABLE
+        self.unshared += 1
+        return i

@@ -1,0 +1,201 @@
+"""What ksmd remembers, loaded from a snapshot and read out as counters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ksm_eval.replay.contents import (
+    REMAPPED,
+    ZERO_PAGE,
+    Kind,
+    blocked_mappings,
+    contents,
+    in_compound,
+    mappings_of,
+    pmd_mappers,
+    poisoned,
+    remappable,
+)
+from ksm_eval.replay.counters import (
+    Counters,
+    ProcessCounters,
+    observed_zero_pages,
+    per_process,
+    per_vma,
+    process_counters,
+    system_counters,
+)
+from ksm_eval.replay.rbtree import Node, RedBlackTree
+from ksm_eval.replay.rules import Settings
+from ksm_eval.replay.savings import Outcome
+from ksm_eval.replay.stable import StableTree
+from ksm_eval.snapshot import I64, FrameFlag, MappingFlag, Snapshot
+
+# State of an rmap_item.
+NEW, IDLE, UNSTABLE, STABLE, FREED = range(5)
+
+# Instead of a stable node: an ordinary frame, or a KSM frame that has none.
+ORDINARY, ORPHAN = -1, -2
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """The counters after one full scan."""
+
+    counters: Counters
+    processes: ProcessCounters
+
+
+class State:
+    """An rmap_item per mapping, and what each frame has become.
+
+    `positions`: only these mappings (ascending), together with all others of their
+    contents. `splits`: (position, compound page) of THPs that mappings left out would
+    split during the second pass. Passes are taken to be further apart than
+    stable_node_chains_prune_millisecs, as they are at any usual scan rate.
+    """
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        settings: Settings,
+        positions: I64 | None = None,
+        splits: Sequence[tuple[int, int]] = (),
+    ) -> None:
+        rules = snapshot.meta.rules
+        self.snapshot = snapshot
+        self.rules = rules
+        self.use_zero_pages = settings.use_zero_pages
+        self.smart_scan = settings.smart_scan and rules.smart_scan
+        self.stable = StableTree(
+            settings.max_page_sharing, settings.stable_node_chains_prune_millisecs
+        )
+        self.positions = np.arange(len(snapshot.mappings)) if positions is None else positions
+        self.passes = 0
+        self.split_failures = 0  # of compound pages of any size
+        self.event_pass = 0  # the last one with something that is never undone
+        self.counter_pass = 0  # the last one in which the settled counters moved
+        self.items = self.unshared = self.scanned = self.skipped = self.zero = 0
+        self.other_splits = [(int(np.searchsorted(self.positions, at)), c) for at, c in splits]
+        self._load_frames(settings.merge_across_nodes)
+        self._load_items()
+        self._load_compounds()
+        self._adopt_ksm_frames()
+        # The tree of this pass: item by content, or the real one where its shape decides.
+        self.unstable: dict[int, int] = {}
+        poisoned(snapshot)  # refuses what cannot be replayed
+        shaped = snapshot.frames.order is not None and positions is None
+        self.trees: dict[int, RedBlackTree] | None = {} if shaped else None
+        self.tree_nodes: dict[int, Node] = {}
+
+    def _load_frames(self, across_nodes: bool) -> None:
+        """Frames are renumbered to those that the items map; copies made later follow."""
+        snapshot, frames = self.snapshot, self.snapshot.frames
+        used = np.zeros(len(frames), np.bool_)
+        used[snapshot.mappings.frame[self.positions]] = True
+        rows = np.flatnonzero(used)
+        self.rows = rows
+        flags = frames.flags[rows]
+        self.content = contents(snapshot, across_nodes)[0][rows].tolist()
+        self.is_zero = ((flags & FrameFlag.ZERO) != 0).tolist()
+        compound = np.where(in_compound(snapshot), frames.compound.astype(np.int64), -1)
+        self.compound = compound[rows].tolist()
+        self.mapped = np.maximum(frames.mapcount, mappings_of(snapshot))[rows].tolist()
+        self.node = [ORDINARY] * len(rows)  # stable node of each frame
+        self.ksm_frame: list[int] = []  # frame of each stable node
+        self.rank = None if frames.order is None else frames.order[rows].tolist()
+        self.numa = [0] * len(rows) if across_nodes else frames.node[rows].tolist()
+
+    def _load_items(self) -> None:
+        mappings, n = self.snapshot.mappings, len(self.positions)
+        self.frame = np.searchsorted(self.rows, mappings.frame[self.positions]).tolist()
+        blocked = blocked_mappings(self.snapshot)
+        self.blocked = bytes(n) if blocked is None else blocked[self.positions].tobytes()
+        flags = mappings.flags[self.positions]
+        self.prot_none = ((flags & MappingFlag.PROT_NONE) != 0).astype(np.uint8).tobytes()
+        self.state = bytearray(n)
+        self.age = bytearray(n)
+        self.skips = bytearray(n)
+        self.checksum = [-1] * n  # content at the last visit; -1: none, or as if changed
+        self.visits: Sequence[int] = range(n)  # in scan order; may be narrowed between passes
+
+    def _load_compounds(self) -> None:
+        snapshot, compounds = self.snapshot, self.snapshot.compounds
+        self.split = bytearray(len(compounds))
+        self.unsplittable = compounds.pinned.astype(np.uint8).tobytes()
+        mappers = pmd_mappers(snapshot) if self.rules.pmd_at_a_time else np.empty(0, np.int64)
+        several = np.flatnonzero(mappers > 1)
+        self.pmds = dict(zip(several.tolist(), mappers[several].tolist(), strict=True))
+        # The items that lose their page when a compound page is split (6.12+).
+        self.zero_subpages: dict[int, list[int]] = {}
+        if self.rules.zero_remap_at_split:
+            zero = np.array(self.is_zero, np.bool_) & (np.array(self.compound, np.int64) >= 0)
+            items = np.flatnonzero(zero[np.array(self.frame, np.int64)])
+            for i in items[remappable(snapshot, self.positions[items])].tolist():
+                self.zero_subpages.setdefault(self.compound[self.frame[i]], []).append(i)
+
+    def _adopt_ksm_frames(self) -> None:
+        ksm = np.flatnonzero(self.snapshot.frames.flags[self.rows] & FrameFlag.KSM)
+        if not len(ksm):
+            return
+        frame = np.array(self.frame, np.int64)
+        count = np.bincount(frame, minlength=len(self.rows))
+        for f in ksm.tolist():
+            self.node[f] = self.stable.adopt(self.content[f], int(count[f]), self.mapped[f])
+            self.ksm_frame.append(f)
+        attached = np.isin(frame, ksm)
+        self.items = int(attached.sum())
+        self.state = bytearray(np.where(attached, STABLE, NEW).astype(np.uint8).tobytes())
+
+    def result(self) -> PassResult:
+        """Counters as they are now."""
+        snapshot, stable = self.snapshot, self.stable
+        vmas, count = snapshot.vmas, len(snapshot.processes)
+        state = np.frombuffer(self.state, np.uint8)
+        zero = np.array(self.frame, np.int64) == ZERO_PAGE
+        before = observed_zero_pages(snapshot.processes.observed, count)
+
+        def by_process(marked: NDArray[np.bool_]) -> I64:
+            every = np.zeros(len(snapshot.mappings), np.bool_)
+            every[self.positions] = marked
+            return per_process(vmas, per_vma(vmas, every), count)
+
+        has_item = (state != NEW) & (state != FREED)
+        return PassResult(
+            system_counters(
+                snapshot.meta,
+                shared=stable.shared,
+                sharing=stable.sharing,
+                unshared=self.unshared,
+                items=self.items,
+                chains=stable.chains,
+                dups=stable.dups,
+                zero=self.zero + int(before.sum()),
+                scanned=self.scanned,
+                skipped=self.skipped,
+                full_scans=self.passes,
+            ),
+            process_counters(
+                snapshot.meta,
+                by_process(has_item),
+                by_process(state == STABLE),
+                by_process(zero) + before,
+            ),
+        )
+
+    def outcome(self) -> Outcome:
+        """What became of each of `positions`; copies are numbered from len(frames) on."""
+        frame = np.array(self.frame, np.int64)
+        kind = np.full(len(frame), Kind.UNMERGED, np.uint8)
+        kind[np.array(self.node, np.int64)[frame] == ORPHAN] = Kind.ORPHAN
+        kind[np.frombuffer(self.state, np.uint8) == STABLE] = Kind.MERGED
+        kind[frame == ZERO_PAGE] = Kind.ZERO_PAGE
+        kind[frame == REMAPPED] = Kind.REMAPPED
+        copies = len(self.node) - len(self.rows)
+        numbers = np.append(self.rows, len(self.snapshot.frames) + np.arange(copies))
+        split = np.frombuffer(bytes(self.split), np.uint8).astype(np.bool_)
+        return Outcome(kind, np.where(frame < 0, frame, numbers[frame]), split)

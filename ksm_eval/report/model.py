@@ -1,0 +1,147 @@
+"""Report: what a run has to say, as plain Python values. docs/json-schema.md tells each field.
+
+Units: pages are pages of `target.page_size` bytes; everything named bytes, pss or profit is in
+bytes. A counter that the target's kernel does not have is absent from its mapping, or None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+SCHEMA_VERSION = 1
+"""Grows when a field is renamed, removed or changes its meaning; not when one is added."""
+
+
+@dataclass(frozen=True)
+class TargetFacts:
+    """Whose memory it is."""
+
+    kind: str  # "vmcore", "kernel", "qemu", "procfs"
+    path: str
+    release: str
+    arch: str
+    page_size: int
+    time: float  # seconds since the epoch when the memory was read
+    total_ram_pages: int
+    sizeof: Mapping[str, int]  # bytes of rmap_item, stable_node, mm_slot
+
+
+@dataclass(frozen=True)
+class Setting:
+    value: int | bool
+    source: str  # "target", "kernel default" or "option"
+
+
+@dataclass(frozen=True)
+class Completeness:
+    """What could not be read. Such pages take no part in the prediction."""
+
+    mappings: int  # candidate mappings found
+    mappings_unreadable: int  # of these, mappings of unreadable frames
+    frames: int  # distinct frames behind them
+    frames_unreadable: int
+    entries_lost: int  # page-table entries that could not be read: mappings never found
+    share_unreadable: float  # 0 to 1, of all entries that are or may be candidates
+    reasons: Mapping[str, int]  # reason -> pages
+
+
+@dataclass(frozen=True)
+class Phase:
+    """The two counters that smart scan changes from pass to pass."""
+
+    pages_unshared: int
+    pages_volatile: int
+
+
+@dataclass(frozen=True)
+class System:
+    """/sys/kernel/mm/ksm as it will be, by file name, and ksm_rmap_items."""
+
+    counters: Mapping[str, int]
+    phase: str | None = None  # of `phases`: the one in `counters`; None without smart scan
+    phases: Mapping[str, Phase] | None = None  # "scan": all are visited; "skip": old ones are not
+
+
+@dataclass(frozen=True)
+class Savings:
+    """Memory really gained, unlike general_profit, which counts mappings."""
+
+    frames_freed: int
+    bytes_freed: int
+    frames_freed_by: Mapping[str, int]  # "merged", "zero", "thp_zero"; their sum is frames_freed
+    metadata_bytes: int
+    net_bytes: int  # bytes_freed - metadata_bytes
+    thps: int  # THPs with candidate pages
+    thps_split: int
+    pss_before: int  # of all selected processes' candidate pages
+    pss_after: int
+
+
+@dataclass(frozen=True)
+class ProcessRow:
+    """One mm, in ksmd's scan order; counters as in /proc/PID/ksm_stat."""
+
+    pid: int
+    comm: str
+    cgroup: str
+    uid: int
+    ksm_rmap_items: int
+    ksm_merging_pages: int
+    ksm_zero_pages: int | None
+    ksm_process_profit: int | None
+    pss_before: int  # bytes, of the candidate pages
+    pss_after: int
+
+
+@dataclass(frozen=True)
+class VmaRow:
+    """One VMA; either `ksm_pages` or `ineligible` is None."""
+
+    pid: int
+    start: int
+    end: int
+    name: str
+    ksm_pages: int | None  # smaps' KSM:, in pages
+    ineligible: str | None  # why ksmd will not look at it
+
+
+@dataclass(frozen=True)
+class Ineligible:
+    """All VMAs that one reason excludes."""
+
+    reason: str
+    vmas: int
+    bytes: int  # of address space
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was asked, what is missing, what ksmd would report, what it would gain."""
+
+    target: TargetFacts
+    debug_info: str
+    question: str  # "merge_any" or "mergeable_only"
+    selection: tuple[str, ...]  # as on the command line: ("--comm", "web*", "--children")
+    completeness: Completeness
+    settings: Mapping[str, Setting]
+    system: System
+    observed: Mapping[str, int]  # the target's own counters, by file name
+    savings: Savings
+    processes: tuple[ProcessRow, ...]
+    vmas: tuple[VmaRow, ...]
+    ineligible: tuple[Ineligible, ...]  # largest first
+    entries: Mapping[str, int]  # page-table entries of mergeable VMAs by kind, in pages
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """The run that made a report: all that differs when the same snapshot is evaluated again."""
+
+    version: str  # of ksm-eval
+    drgn: str | None  # version of drgn, None if it was not used
+    command: tuple[str, ...]
+    time: float  # seconds since the epoch when it ended
+    duration: float  # seconds
+    snapshot: str | None  # the file evaluated, None if memory was read

@@ -1,0 +1,349 @@
+"""Report for a person at a terminal: 80 columns, what is missing first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from io import StringIO
+
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ksm_eval.report.model import Completeness, Phase, ProcessRow, Report
+from ksm_eval.report.text import printable
+
+WIDTH = 80
+TOP_PROCESSES = 20
+
+_PAGES = ("pages_shared", "pages_sharing", "pages_unshared", "pages_volatile", "ksm_zero_pages")
+_BYTES = ("general_profit",)
+_ORDER = (
+    *_PAGES,
+    "ksm_rmap_items",
+    "stable_node_chains",
+    "stable_node_dups",
+    *_BYTES,
+)
+_QUESTIONS = {
+    "merge_any": "as if PR_SET_MEMORY_MERGE had been set for them",
+    "mergeable_only": "only what they offer already (VM_MERGEABLE)",
+}
+_FREED_BY = {
+    "merged": "duplicates merged",
+    "zero": "zero pages mapped to the zero page",
+    "thp_zero": "zero subpages of split THPs",
+}
+
+
+def to_terminal(
+    report: Report,
+    *,
+    width: int = WIDTH,
+    color: bool = False,
+    actual: Mapping[str, int] | None = None,
+    actual_label: str = "real ksmd",
+) -> str:
+    """`report` as text, with `actual` counters (of the same pages) beside the predicted ones.
+
+    No line is longer than `width`. Strings from the target are escaped: nothing they contain
+    reaches the terminal as a control character.
+    """
+    file = StringIO()
+    console = Console(
+        file=file,
+        width=width,
+        force_terminal=color,
+        color_system="standard" if color else None,
+        no_color=not color,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        legacy_windows=False,
+    )
+    _heading(console, report)
+    _completeness(console, report.completeness)
+    _verdict(console, report)
+    _counters(console, report, actual, printable(actual_label))
+    _savings(console, report)
+    _processes(console, report)
+    _ineligible(console, report)
+    _settings(console, report)
+    if report.notes:
+        _title(console, "Notes")
+        for note in report.notes:
+            console.print(_hanging("- ", note))
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
+
+
+def _heading(console: Console, report: Report) -> None:
+    target = report.target
+    processes = _count(len(report.processes), "process", "processes")
+    console.print(
+        f"{processes} of {printable(target.release)} {printable(target.arch)}, "
+        f"{printable(target.kind)} {printable(target.path)}".rstrip()
+    )
+    when = datetime.fromtimestamp(target.time, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+    console.print(f"Read {when}; debug info: {printable(report.debug_info)}")
+    if report.selection:
+        console.print("Selected: " + " ".join(printable(word) for word in report.selection))
+    question = _QUESTIONS.get(report.question, printable(report.question))
+    console.print(f"Question: {question}")
+
+
+def _completeness(console: Console, complete: Completeness) -> None:
+    console.print()
+    if not (complete.frames_unreadable or complete.entries_lost):
+        console.print(
+            f"Complete: all {complete.mappings} candidate pages "
+            f"({complete.frames} frames) were read."
+        )
+        return
+    console.print(
+        f"INCOMPLETE: {_percent(complete.share_unreadable)} could not be read: "
+        f"{complete.frames_unreadable} of {complete.frames} frames, with "
+        f"{complete.mappings_unreadable} of {complete.mappings} candidate pages, and "
+        f"{complete.entries_lost} page-table entries. They take no part in what follows.",
+        style="bold red",
+    )
+    for reason, pages in sorted(complete.reasons.items(), key=lambda item: -item[1]):
+        console.print(_hanging("  ", f"{pages} pages: {reason}"))
+
+
+def _verdict(console: Console, report: Report) -> None:
+    savings = report.savings
+    console.print()
+    if not report.completeness.mappings:
+        text = "None of these processes has a page that ksmd would look at."
+    elif not savings.frames_freed:
+        text = (
+            f"KSM would free nothing here, and cost {human_bytes(savings.metadata_bytes)} "
+            "of its own."
+        )
+    else:
+        text = (
+            f"KSM would free {_count(savings.frames_freed, 'page frame', 'page frames')} "
+            f"({human_bytes(savings.bytes_freed)}) and cost "
+            f"{human_bytes(savings.metadata_bytes)} of its own: "
+        )
+        if savings.net_bytes > 0:
+            text += f"{human_bytes(savings.net_bytes)} gained."
+        else:
+            text += f"not worth it, {human_bytes(-savings.net_bytes)} lost."
+    console.print(text, style="bold")
+    profit = report.system.counters.get("general_profit")
+    if profit is not None and profit > savings.net_bytes:
+        console.print(
+            f"(general_profit will say {human_bytes(profit)}: it counts every mapping as saved, "
+            "also those that share a frame since fork.)"
+        )
+
+
+def _counters(
+    console: Console, report: Report, actual: Mapping[str, int] | None, label: str
+) -> None:
+    _title(console, "/sys/kernel/mm/ksm once settled")
+    # A target where ksmd never ran has only zeros to show.
+    observed = report.observed if any(report.observed.values()) else {}
+    table = _table(("file", False), ("predicted", True), ("", True))
+    if observed:
+        table.add_column("target now", justify="right")
+    if actual is not None:
+        table.add_column(_fit(label, 14), justify="right")
+        table.add_column()
+    system = report.system
+    phases = system.phases or {}
+    observed_phase = _phase_of(observed, phases) or system.phase
+    actual_phase = _phase_of(actual or {}, phases) or system.phase
+
+    def row(name: str, value: int, phase: str) -> None:
+        cells = [f"{name} ({phase})" if phase else name, str(value)]
+        size = value if name in _BYTES else value * report.target.page_size
+        cells.append(human_bytes(size) if name in _BYTES or name in _PAGES else "")
+        if observed:
+            cells.append(_or_dash(observed.get(name) if phase in ("", observed_phase) else None))
+        if actual is not None:
+            real = actual.get(name) if phase in ("", actual_phase) else None
+            cells.append(_or_dash(real))
+            cells.append("" if real is None else "=" if real == value else "differs")
+        table.add_row(*map(_plain, cells))
+
+    counters = system.counters
+    for name in (*_ORDER, *sorted(set(counters) - set(_ORDER))):
+        if name not in counters:
+            continue
+        if phases and name in ("pages_unshared", "pages_volatile"):
+            for phase, values in phases.items():
+                row(name, getattr(values, name), phase)
+        else:
+            row(name, counters[name], "")
+    console.print(table)
+    if phases:
+        console.print(
+            _hanging(
+                "",
+                "Smart scan skips pages that do not merge in more and more passes: after a pass "
+                "that visits all (scan) the two counters differ from one that skips (skip).",
+            )
+        )
+
+
+def _phase_of(actual: Mapping[str, int], phases: Mapping[str, Phase]) -> str | None:
+    """The phase that counters read from a kernel are of, if any fits."""
+    read = (actual.get("pages_unshared"), actual.get("pages_volatile"))
+    for name, phase in phases.items():
+        if read == (phase.pages_unshared, phase.pages_volatile):
+            return name
+    return None
+
+
+def _savings(console: Console, report: Report) -> None:
+    savings = report.savings
+    page_size = report.target.page_size
+    _title(console, "Memory really gained")
+    table = _table(("", False), ("frames", True), ("", True))
+
+    def row(name: str, frames: int | None, size: int) -> None:
+        table.add_row(
+            *map(_plain, (name, "" if frames is None else str(frames), human_bytes(size)))
+        )
+
+    for kind, frames in savings.frames_freed_by.items():
+        row("  " + printable(_FREED_BY.get(kind, kind)), frames, frames * page_size)
+    row("freed", savings.frames_freed, savings.bytes_freed)
+    row("ksmd's own data (rmap_items, stable nodes)", None, -savings.metadata_bytes)
+    row("net", None, savings.net_bytes)
+    row("PSS of the candidate pages, before", None, savings.pss_before)
+    row("PSS of the candidate pages, after", None, savings.pss_after)
+    console.print(table)
+    if savings.thps:
+        console.print(f"{savings.thps_split} of {savings.thps} THPs would be split for it.")
+
+
+def _processes(console: Console, report: Report) -> None:
+    if not report.processes:
+        return
+    _title(console, "Processes (/proc/PID/ksm_stat), best first")
+    table = _table(
+        ("pid", True),
+        ("comm", False),
+        ("ksm_merging\n_pages", True),
+        ("ksm_zero\n_pages", True),
+        ("ksm_process\n_profit", True),
+        ("PSS\nbefore", True),
+        ("PSS\nafter", True),
+        gap=1,
+    )
+
+    # Without a counter of its own (before 6.4) the merged pages say the same.
+    def gain(process: ProcessRow) -> int:
+        profit = process.ksm_process_profit
+        return process.ksm_merging_pages if profit is None else profit
+
+    ranked = sorted(report.processes, key=lambda process: (-gain(process), process.pid))
+    for process in ranked[:TOP_PROCESSES]:
+        profit = process.ksm_process_profit
+        cells = (
+            str(process.pid),
+            _fit(printable(process.comm), 15),
+            str(process.ksm_merging_pages),
+            _or_dash(process.ksm_zero_pages),
+            "-" if profit is None else human_bytes(profit),
+            human_bytes(process.pss_before),
+            human_bytes(process.pss_after),
+        )
+        table.add_row(*map(_plain, cells))
+    console.print(table)
+    hidden = len(ranked) - TOP_PROCESSES
+    if hidden > 0:
+        console.print(f"{hidden} more not shown; --format json has all of them.")
+
+
+def _ineligible(console: Console, report: Report) -> None:
+    if report.ineligible:
+        _title(console, "Not eligible, by reason")
+        table = _table(("reason", False), ("VMAs", True), ("address space", True))
+        for row in report.ineligible:
+            cells = (_fit(printable(row.reason), 50), str(row.vmas), human_bytes(row.bytes))
+            table.add_row(*map(_plain, cells))
+        console.print(table)
+    others = {kind: pages for kind, pages in report.entries.items() if pages}
+    candidates = others.pop("candidate", 0)
+    if candidates or others:
+        _title(console, "Page-table entries of the eligible VMAs")
+        table = _table(("kind", False), ("pages", True))
+        for kind, pages in (("candidate", candidates), *others.items()):
+            table.add_row(_plain(printable(kind)), _plain(str(pages)))
+        console.print(table)
+
+
+def _settings(console: Console, report: Report) -> None:
+    if not report.settings:
+        return
+    _title(console, "Settings used")
+    table = _table(("setting", False), ("value", True), ("from", False))
+    for name, setting in report.settings.items():
+        cells = (printable(name), str(int(setting.value)), printable(setting.source))
+        table.add_row(*map(_plain, cells))
+    console.print(table)
+
+
+def human_bytes(count: int) -> str:
+    """At most nine characters up to a petabyte, two of them the unit's: "41.2 MiB"."""
+    if abs(count) < 1000:
+        return f"{count} B"
+    value = float(count)
+    for unit in ("KiB", "MiB", "GiB", "TiB"):
+        value /= 1024
+        if abs(value) < 999.95:
+            return f"{value:.1f} {unit}"
+    return f"{value / 1024:.1f} PiB"
+
+
+def _percent(share: float) -> str:
+    """Never rounded to 0 or 100 %: those have a meaning of their own."""
+    if 0 < share < 0.0005:
+        return "less than 0.1 %"
+    if 0.9995 <= share < 1:
+        return "more than 99.9 %"
+    return f"{100 * share:.1f} %"
+
+
+def _count(number: int, singular: str, plural: str) -> str:
+    return f"{number} {singular if number == 1 else plural}"
+
+
+def _or_dash(value: int | None) -> str:
+    return "-" if value is None else str(value)
+
+
+def _fit(text: str, width: int) -> str:
+    return text if cell_len(text) <= width else set_cell_size(text, width - 3) + "..."
+
+
+def _plain(cell: str) -> Text:
+    """As Text, which no markup is looked for in."""
+    return Text(cell)
+
+
+def _hanging(start: str, text: str) -> Table:
+    """`text` wrapped beside `start`."""
+    table = Table.grid(padding=0)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row(_plain(start), _plain(printable(text)))
+    return table
+
+
+def _table(*columns: tuple[str, bool], gap: int = 2) -> Table:
+    """A borderless table of (heading, numeric) columns."""
+    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="dim")
+    for heading, numeric in columns:
+        table.add_column(_plain(heading), justify="right" if numeric else "left", no_wrap=numeric)
+    return table
+
+
+def _title(console: Console, title: str) -> None:
+    console.print()
+    console.print(title, style="bold")
