@@ -69,9 +69,9 @@ def _work(options: Options, arguments: Sequence[str]) -> None:
     started = time.monotonic()
     _start_logging(options)
     check(options)
-    from ksm_eval import evaluate
+    from ksm_eval.evaluate import evaluate_snapshot
 
-    report = evaluate.evaluate_snapshot(_snapshot(options), _overrides(options))
+    report = evaluate_snapshot(_snapshot(options), _overrides(options))
     if options.form == "json":
         from ksm_eval.report.model import Run
         from ksm_eval.report.to_json import to_json
@@ -102,11 +102,12 @@ def _start_logging(options: Options) -> None:
 
 
 def _snapshot(options: Options) -> Snapshot:
-    from ksm_eval import evaluate, save
+    from ksm_eval.save import load, save
 
     if options.snapshot is not None:
-        return save.load(options.snapshot)
+        return load(options.snapshot)
     assert options.core is not None
+    from ksm_eval.evaluate import collect, open_target
     from ksm_eval.target import Selection
 
     bar: Any = nullcontext()
@@ -115,14 +116,14 @@ def _snapshot(options: Options) -> Snapshot:
 
         bar = ProgressBar()
     with bar as progress:
-        target = evaluate.open_target(
+        target = open_target(
             options.core,
             symbols=options.symbols,
             vmcoreinfo=options.vmcoreinfo,
             architecture=options.architecture,
         )
         try:
-            snapshot = evaluate.collect(
+            snapshot = collect(
                 target,
                 Selection(
                     pids=options.pids,
@@ -137,7 +138,7 @@ def _snapshot(options: Options) -> Snapshot:
         finally:
             target.close()
     if options.save is not None:
-        save.save(snapshot, options.save)
+        save(snapshot, options.save)
     return snapshot
 
 

@@ -77,11 +77,11 @@ def flattened(contents: bytes, piece: int = 100_000) -> bytes:
     """makedumpfile's flattened format. Pieces come out of order and the first is rewritten."""
     pieces = [(at, contents[at : at + piece]) for at in range(0, len(contents), piece)]
     pieces = [(0, b"\xff" * min(4096, len(contents))), *reversed(pieces)]
-    out = b"makedumpfile".ljust(16, b"\0") + struct.pack(">qq", 1, 1)
-    out = out.ljust(4096, b"\0")
+    header = b"makedumpfile".ljust(16, b"\0") + struct.pack(">qq", 1, 1)
+    parts = [header.ljust(4096, b"\0")]
     for at, data in pieces:
-        out += struct.pack(">qq", at, len(data)) + data
-    return out + struct.pack(">qq", -1, -1)
+        parts += [struct.pack(">qq", at, len(data)), data]
+    return b"".join([*parts, struct.pack(">qq", -1, -1)])
 
 
 def qemu_kdump(kdump: bytes, machine: bytes = b"x86_64") -> bytes:

@@ -229,12 +229,13 @@ def _tidy(builder: Builder, order: Sequence[str], prot_none: bool) -> Snapshot:
     members: dict[int, set[int]] = {}
     for frame in used:
         members.setdefault(builder.frames[frame][3], set()).add(frame)
+    shaped = prot_none and builder.rules.prot_none_unreadable
     tidy = Builder(
         rules=builder.rules,
         frames=[builder.frames[frame] for frame in used],
         outside={row[frame]: builder.outside[frame] for frame in used},
         compounds=builder.compounds,
-        rank={name: i for i, name in enumerate(order)} if prot_none else None,
+        rank={name: i for i, name in enumerate(order)} if shaped else None,
         processes=builder.processes,
     )
     for process, vma_flags, pairs in builder.vmas:

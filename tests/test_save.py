@@ -351,7 +351,7 @@ def test_editing_nothing_is_accepted(saved: Path) -> None:
     assert_equal(load(edited(saved, lambda _: None)), snapshot())
 
 
-def put(name: str, values: object, dtype: object = None) -> Edit:
+def put(name: str, values: object, dtype: Any = None) -> Edit:
     def change(members: dict[str, Any]) -> None:
         members[name] = np.array(values, dtype or members[name].dtype)
 

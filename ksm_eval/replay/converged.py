@@ -45,7 +45,7 @@ class Prediction:
     ksm_pages: I64  # smaps' KSM: in pages, shape (V,)
     savings: Savings
     stable_nodes: int  # chains included
-    passes: int  # full scans until the settled counters stop moving
+    passes: int  # full scans after which the settled counters stand, at most one too many
     settled: bool  # False: they still moved after MOST_PASSES
     replayed: int  # mappings that needed a replay
     unreadable: int  # mappings of frames that could not be read: in pages_volatile
@@ -155,8 +155,7 @@ def _settle(ksmd: Ksmd) -> _Settled:
     unshared = skip_unshared = int(left.sum())
     if ksmd.smart_scan:
         # A KSM page is never skipped, with a stable node or without.
-        orphan = np.array(ksmd.node, np.int64)[np.array(ksmd.frame, np.int64)] == ORPHAN
-        skip_unshared = int((left & orphan).sum())
+        skip_unshared = int((left & ksmd.orphaned()).sum())
     if not moving.any():
         return _Settled(ksmd, unshared, skip_unshared, True)
     ksmd.visits = np.flatnonzero(moving).tolist()

@@ -36,12 +36,12 @@ class Simple:
     chains: int
     dups: int
     unshared: int  # in a scan phase
-    passes: int
+    passes: int  # until all of this is so; one too many if THPs happen to be split before
 
     def nothing(self) -> Simple:
         """As if every content had to be replayed."""
         none = np.empty(0, np.int64)
-        return Simple(self.kind, self.frame, np.zeros_like(self.split), none, [], *[0] * 6)
+        return Simple(self.kind, self.frame, np.zeros_like(self.split), none, [], 0, 0, 0, 0, 0, 1)
 
 
 def classify(snapshot: Snapshot, settings: Settings) -> Simple:
@@ -136,7 +136,7 @@ class _Work:
             chains=0,
             dups=0,
             unshared=0,
-            passes=min(m, 1),
+            passes=1,
         )
 
     def in_doubt(self, merging: Bool, above_cap: Bool) -> Bool:
@@ -236,10 +236,28 @@ class _Work:
         dups = np.bincount(content[heads[length > 1]])
         simple.chains += int((dups > 1).sum())
         simple.dups += int(dups[dups > 1].sum())
-        simple.passes = max(simple.passes, 2)
         tried = first[rows]
         tried[heads] = tried[second]  # the first is touched when the second meets it
         self._split(rows[merged], tried[merged])
+        pairs = rows[heads[length > 1]], rows[second[length > 1]]
+        simple.passes = max(simple.passes, self._passes(*pairs, first))
+
+    def _passes(self, heads: I64, seconds: I64, first: I64) -> int:
+        """Full scans until the first and second frames of these nodes have merged."""
+        if not len(heads):
+            return 1
+        late = np.full(len(heads), 2)
+        compound = self.compound[heads]
+        late += (compound >= 0) & (compound == self.compound[seconds])  # see in_doubt()
+        if (self.counts[heads] > 1).any():
+            # Other mappings of the first frame, visited before the second frame, wait.
+            again = np.full(len(first), len(self.snapshot.mappings))
+            visits = np.arange(len(self.snapshot.mappings))[::-1]
+            frame = self.snapshot.mappings.frame[::-1]
+            repeated = first[frame] != visits
+            again[frame[repeated]] = visits[repeated]
+            late += again[heads] < first[seconds]
+        return int(late.max())
 
     def _split(self, rows: I64, at: I64) -> None:
         """The compound pages of these frames are split in pass 2, at these positions."""

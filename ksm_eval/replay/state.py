@@ -187,15 +187,22 @@ class State:
             ),
         )
 
+    def orphaned(self) -> NDArray[np.bool_]:
+        """Items whose page is a KSM page without a stable node."""
+        node = np.array([*self.node, ORDINARY, ORDINARY], np.int64)  # the last: no page
+        found: NDArray[np.bool_] = node[np.array(self.frame, np.int64)] == ORPHAN
+        return found
+
     def outcome(self) -> Outcome:
         """What became of each of `positions`; copies are numbered from len(frames) on."""
         frame = np.array(self.frame, np.int64)
         kind = np.full(len(frame), Kind.UNMERGED, np.uint8)
-        kind[np.array(self.node, np.int64)[frame] == ORPHAN] = Kind.ORPHAN
+        kind[self.orphaned()] = Kind.ORPHAN
         kind[np.frombuffer(self.state, np.uint8) == STABLE] = Kind.MERGED
         kind[frame == ZERO_PAGE] = Kind.ZERO_PAGE
         kind[frame == REMAPPED] = Kind.REMAPPED
         copies = len(self.node) - len(self.rows)
         numbers = np.append(self.rows, len(self.snapshot.frames) + np.arange(copies))
         split = np.frombuffer(bytes(self.split), np.uint8).astype(np.bool_)
-        return Outcome(kind, np.where(frame < 0, frame, numbers[frame]), split)
+        numbers = np.append(numbers, (REMAPPED, ZERO_PAGE))
+        return Outcome(kind, numbers[frame], split)

@@ -114,7 +114,7 @@ class BtfFinder:
         key = (name, tuple(kinds))
         if key not in self._named:
             ids = [id_ for kind in key[1] for id_ in self._ids(kind, name)]
-            self._named[key] = self._type(ids[0]) if ids else None
+            self._named[key] = self.type_by_id(ids[0]) if ids else None
         return self._named[key]
 
     def find_object(
@@ -148,15 +148,16 @@ class BtfFinder:
             wants_bool = kind == TypeKind.BOOL
             ids = self._btf.find(name, Kind.INT)
             return [id_ for id_ in ids if self._btf.int_encoding(id_).bool == wants_bool]
-        if kind == TypeKind.ENUM:  # a size of 0 is a forward declaration
-            return [i for i in self._btf.find(name, Kind.ENUM, Kind.ENUM64) if self._btf.size(i)]
+        if kind == TypeKind.ENUM:  # without enumerators it is a forward declaration
+            ids = self._btf.find(name, Kind.ENUM, Kind.ENUM64)
+            return [id_ for id_ in ids if self._btf.enumerators(id_)]
         return self._btf.find(name, _KINDS[kind]) if kind in _KINDS else []
 
     def _constant(self, name: str) -> Object | None:
         for id_ in self._btf.find_enumerator(name):
             for enumerator in self._btf.enumerators(id_):
                 if enumerator.name == name:
-                    return Object(self._prog, self._type(id_), value=enumerator.value)
+                    return Object(self._prog, self.type_by_id(id_), value=enumerator.value)
         return None
 
     def _function(self, name: str) -> Object | None:
@@ -164,7 +165,7 @@ class BtfFinder:
         symbol = self._symbol(name) if ids else None
         if symbol is None:
             return None
-        return Object(self._prog, self._type(self._btf.target(ids[0])), address=symbol.address)
+        return Object(self._prog, self.type_by_id(self._btf.target(ids[0])), address=symbol.address)
 
     def _variable(self, name: str) -> Object | None:
         ids = self._btf.find(name, Kind.VAR)
@@ -173,7 +174,9 @@ class BtfFinder:
         symbol = self._symbol(name)
         if symbol is None:
             return None
-        type_ = self._type(self._btf.target(ids[0])) if ids else self._declared(VARIABLES[name])
+        type_ = (
+            self.type_by_id(self._btf.target(ids[0])) if ids else self._declared(VARIABLES[name])
+        )
         if type_ is None:
             return None
         # A symbol's size is the distance to the next one, never less than the variable's.
@@ -196,7 +199,8 @@ class BtfFinder:
             return None
         return symbols[0]
 
-    def _type(self, type_id: int) -> Type:
+    def type_by_id(self, type_id: int) -> Type:
+        """The drgn type of a BTF type id."""
         type_ = self._types.get(type_id)
         if type_ is None:
             # Members and parameters are built when asked for, so only chains recurse.
@@ -223,12 +227,12 @@ class BtfFinder:
         if kind == Kind.FLOAT:
             return prog.float_type(btf.name(type_id), btf.size(type_id))
         if kind == Kind.PTR:
-            return prog.pointer_type(self._type(btf.target(type_id)))
+            return prog.pointer_type(self.type_by_id(btf.target(type_id)))
         if kind == Kind.TYPEDEF:
-            return prog.typedef_type(btf.name(type_id), self._type(btf.target(type_id)))
+            return prog.typedef_type(btf.name(type_id), self.type_by_id(btf.target(type_id)))
         if kind == Kind.ARRAY:
             element, length = btf.array(type_id)
-            return prog.array_type(self._type(element), length or None)
+            return prog.array_type(self.type_by_id(element), length or None)
         if kind in (Kind.STRUCT, Kind.UNION):
             return self._compound(type_id, kind)
         if kind in (Kind.ENUM, Kind.ENUM64):
@@ -238,9 +242,9 @@ class BtfFinder:
         if kind == Kind.FUNC_PROTO:
             return self._prototype(type_id)
         if kind == Kind.FUNC:
-            return self._type(btf.target(type_id))
+            return self.type_by_id(btf.target(type_id))
         if kind == Kind.TYPE_TAG:
-            return self._type(btf.target(type_id))
+            return self.type_by_id(btf.target(type_id))
         qualifiers = {
             Kind.CONST: Qualifiers.CONST,
             Kind.VOLATILE: Qualifiers.VOLATILE,
@@ -248,7 +252,7 @@ class BtfFinder:
         }
         if kind not in qualifiers:  # VAR, DATASEC, DECL_TAG
             raise BtfError(f"type id {type_id} is a {kind.name}, not a type")
-        inner = self._type(btf.target(type_id))
+        inner = self.type_by_id(btf.target(type_id))
         return inner.qualified(inner.qualifiers | qualifiers[kind])
 
     def _compound(self, type_id: int, kind: Kind) -> Type:
@@ -261,7 +265,7 @@ class BtfFinder:
 
     def _member(self, type_id: int, bit_size: int) -> Callable[[], Object | Type]:
         def make() -> Object | Type:
-            type_ = self._type(type_id)
+            type_ = self.type_by_id(type_id)
             with _refusals():
                 return Object(self._prog, type_, bit_field_size=bit_size) if bit_size else type_
 
@@ -269,9 +273,9 @@ class BtfFinder:
 
     def _enum(self, type_id: int) -> Type:
         name, size = self._btf.name(type_id) or None, self._btf.size(type_id)
-        if size == 0:
-            return self._prog.enum_type(name)
         values = self._btf.enumerators(type_id)
+        if not values:
+            return self._prog.enum_type(name)
         signed = self._btf.flag(type_id) or any(value.value < 0 for value in values)
         integer = {1: "char", 2: "short", 4: "int", 8: "long"}.get(size)
         if integer is None:
@@ -286,14 +290,14 @@ class BtfFinder:
         name, union = self._btf.name(type_id), self._btf.flag(type_id)
         complete = self._btf.find(name, Kind.UNION if union else Kind.STRUCT)
         if complete:
-            return self._type(complete[0])
+            return self.type_by_id(complete[0])
         return self._prog.union_type(name) if union else self._prog.struct_type(name)
 
     def _prototype(self, type_id: int) -> Type:
         params = self._btf.params(type_id)
         variadic = bool(params) and params[-1] == ("", VOID)
         return self._prog.function_type(
-            self._type(self._btf.target(type_id)),
+            self.type_by_id(self._btf.target(type_id)),
             [
                 drgn.TypeParameter(self._member(param.type, 0), param.name or None)
                 for param in (params[:-1] if variadic else params)

@@ -140,11 +140,11 @@ def _with_debug_info(prog: Program, given: _Given, notes: list[str]) -> str:
             raise
         finder, name = symbols.system_map(prog, given.system_map), f"System.map ({given.system_map})"
     symbols.install(prog, finder)
-    btf_finder.install(prog, Btf(_read_btf(prog)))
+    btf_finder.install(prog, Btf(read_btf(prog)))
     return f"BTF + {name}"
 
 
-def _read_btf(prog: Program) -> bytes:
+def read_btf(prog: Program) -> bytes:
     """The kernel's .BTF section, in its read-only data (CONFIG_DEBUG_INFO_BTF, Linux 5.2)."""
     hint = "give a vmlinux with DWARF by -s/--symbols"
     try:
