@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ksm_eval.assemble import assemble
 from ksm_eval.collect import collect
@@ -34,7 +35,7 @@ def open_target(
 
 
 def evaluate_snapshot(
-    snapshot: Snapshot, overrides: Mapping[str, int | bool] | None = None
+    snapshot: Snapshot, overrides: Mapping[str, Any] | None = None
 ) -> Report:
     """Replay ksmd on a snapshot and report.
 
@@ -56,7 +57,7 @@ def evaluate(
     selection: Selection,
     *,
     mergeable_only: bool = False,
-    overrides: Mapping[str, int | bool] | None = None,
+    overrides: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Select, read, replay, report."""

@@ -11,6 +11,8 @@ from ksm_eval.replay.rules import Rules
 from ksm_eval.snapshot import U8, U64, FrameFlag, Frames, MappingFlag, has
 from ksm_eval.target import Target
 
+WINDOW = 64  # bytes
+
 
 def with_memcmp_order(target: Target, frames: Frames, rules: Rules, flags: U8) -> Frames:
     """Add the memcmp rank of the contents where the shape of ksmd's trees decides."""
@@ -29,25 +31,41 @@ def with_memcmp_order(target: Target, frames: Frames, rules: Rules, flags: U8) -
     return replace(frames, order=order)
 
 
-def memcmp_order(target: Target, pfns: U64, offset: int = 0) -> NDArray[np.int64]:
+def memcmp_order(target: Target, pfns: U64) -> NDArray[np.int64]:
     """The permutation that sorts these frames by their contents as memcmp() does.
 
-    Contents are compared 64 bytes at a time, and only frames that are still equal are
-    read again: a few passes, and never more than 64 bytes a frame in memory.
+    Contents are compared WINDOW bytes at a time, and only frames that are still equal are
+    read again, where they first differ: a few passes, and never more than WINDOW bytes a
+    frame and two pages in memory.
     """
-    step = 64
-    if len(pfns) < 2 or offset >= target.info.page_size:
-        return np.arange(len(pfns), dtype=np.int64)
-    as_bytes = [target.read_pages(int(p), 1)[offset : offset + step] for p in pfns.tolist()]
-    ranked = sorted(range(len(pfns)), key=as_bytes.__getitem__)
-    order = np.array(ranked, np.int64)
-    start = 0
-    while start < len(ranked):
-        end = start + 1
-        while end < len(ranked) and as_bytes[ranked[end]] == as_bytes[ranked[start]]:
-            end += 1
-        if end - start > 1:
-            tie = order[start:end]
-            order[start:end] = tie[memcmp_order(target, pfns[tie], offset + step)]
-        start = end
+    order = np.arange(len(pfns), dtype=np.int64)
+    groups = [(0, len(pfns), 0)]  # [start, end) of `order`, equal in their first bytes
+    while groups:
+        start, end, offset = groups.pop()
+        rows = order[start:end].copy()
+        if offset:
+            offset = _first_difference(target, pfns[rows])
+        if offset >= target.info.page_size:
+            continue
+        windows = [target.read_pages(p, 1)[offset : offset + WINDOW] for p in pfns[rows].tolist()]
+        ranked = sorted(range(len(rows)), key=windows.__getitem__)
+        order[start:end] = rows[ranked]
+        first = 0
+        for last in range(1, len(ranked) + 1):
+            if last == len(ranked) or windows[ranked[last]] != windows[ranked[first]]:
+                if last - first > 1:
+                    groups.append((start + first, start + last, offset + WINDOW))
+                first = last
     return order
+
+
+def _first_difference(target: Target, pfns: U64) -> int:
+    """Offset of the first byte in which these frames are not all equal; the page size if none."""
+    common = target.info.page_size
+    reference = np.frombuffer(target.read_pages(int(pfns[0]), 1), np.uint8)
+    for pfn in pfns[1:].tolist():
+        contents = np.frombuffer(target.read_pages(pfn, 1), np.uint8)
+        different = contents[:common] != reference[:common]
+        if different.any():
+            common = int(different.argmax())
+    return common

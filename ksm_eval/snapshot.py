@@ -50,7 +50,8 @@ class FrameFlag(IntFlag):
 
 def has(flags: U8, flag: IntFlag) -> NDArray[np.bool_]:
     """Rows that have `flag` set."""
-    return (flags & np.uint8(flag)) != 0
+    found: NDArray[np.bool_] = (flags & np.uint8(flag)) != 0
+    return found
 
 
 def mark(flags: U8, rows: NDArray[np.bool_], flag: IntFlag) -> None:

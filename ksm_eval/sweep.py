@@ -12,7 +12,7 @@ import xxhash
 from ksm_eval.snapshot import U8, U64, FrameFlag, has, mark
 from ksm_eval.target import Progress, Target, Unreadable
 
-MAX_RUN = 256  # pages a read: 1 MiB stays in the L2 cache and is not a fresh mmap each time
+MAX_RUN = 1 << 20  # bytes a read: stays in the L2 cache and is not a fresh mmap each time
 MAX_GAP = 5  # pages not asked for that are worth reading to keep a run going
 
 
@@ -46,14 +46,16 @@ def sweep(
     progress: Progress | None = None,
     *,
     max_gap: int = MAX_GAP,
-    max_run: int = MAX_RUN,
+    max_run: int | None = None,
 ) -> Sweep:
     """Hash the frames of `pfns` (ascending, distinct) with XXH3-64 under `seed`.
 
+    `max_gap` and `max_run` are in pages; by default a run is MAX_RUN bytes long.
     The result does not depend on `max_gap` and `max_run`: a run with a page that
     cannot be read is read again page by page, so a hole costs only itself.
     """
     size = target.info.page_size
+    max_run = max_run or MAX_RUN // size
     zero = xxhash.xxh3_64_intdigest(bytes(size), seed)
     hashes = np.zeros(len(pfns), np.uint64)
     flags = np.zeros(len(pfns), np.uint8)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from ksm_eval.snapshot import Entry, MappingFlag
 from ksm_eval.target import Vma
 from ksm_eval.target.page_table import Layout, SwapTypes, walk
+from ksm_eval.target.paging_x86 import X86Paging
 
 PAGE = 4096
 PRESENT, RW, USER, DIRTY, PSE, PROTNONE, SPECIAL = (1 << b for b in (0, 1, 2, 6, 7, 8, 9))
@@ -57,7 +58,7 @@ class Tables:
 
 
 def layout(levels: int, sme_mask: int = 0) -> Layout:
-    return Layout(levels, SWAP_TYPES, ZERO_PFN, HUGE_ZERO_PFN, sme_mask)
+    return Layout(X86Paging(levels, sme_mask), SWAP_TYPES, ZERO_PFN, HUGE_ZERO_PFN)
 
 
 def prot_none(pfn: int) -> int:

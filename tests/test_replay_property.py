@@ -18,7 +18,7 @@ from ksm_eval.snapshot import Snapshot
 from tests.snapshots import settings as ksm_settings
 from tests.snapshots import snapshots
 
-EXAMPLES = int(os.environ.get("KSM_EVAL_EXAMPLES", "2000"))
+EXAMPLES = int(os.environ.get("KSM_EVAL_EXAMPLES", "1000"))
 
 
 def without_progress(counters: Counters) -> Counters:
@@ -39,7 +39,7 @@ def settled_values(counters: Counters) -> tuple[int | None, ...]:
 def run_settled(snapshot: Snapshot, ksm: Settings, at_least: int) -> Replay:
     """ksmd, long enough and ending in a pass that visits all old pages."""
     passes = FIRST_PASS
-    while passes < at_least + 4 * PERIOD:
+    while passes < at_least + 2 * PERIOD:
         passes += PERIOD
     return simulate(snapshot, ksm, passes)
 

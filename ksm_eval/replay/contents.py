@@ -60,6 +60,24 @@ def mappings_of(snapshot: Snapshot) -> I64:
     return np.bincount(snapshot.mappings.frame, minlength=len(snapshot.frames))
 
 
+def first_visits(snapshot: Snapshot, after: I64 | None = None) -> I64:
+    """Position of the first mapping of each frame in scan order, shape (F,).
+
+    `after`: of the first behind these positions; len(mappings) if there is none.
+    """
+    frame = snapshot.mappings.frame
+    found = np.full(len(snapshot.frames), len(frame), np.int64)
+    block = 1 << 18  # keeps the temporaries in cache
+    for start in range(len(frame) // block * block, -1, -block):
+        rows = frame[start : start + block][::-1]
+        positions = np.arange(start + len(rows) - 1, start - 1, -1)
+        if after is not None:
+            later = positions > after[rows]
+            rows, positions = rows[later], positions[later]
+        found[rows] = positions  # of equal rows the last, so the first mapping, stays
+    return found
+
+
 def in_compound(snapshot: Snapshot) -> NDArray[np.bool_]:
     """Frames of a compound page, shape (F,)."""
     found: NDArray[np.bool_] = snapshot.frames.compound != NO_COMPOUND

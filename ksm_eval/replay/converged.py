@@ -25,14 +25,15 @@ from ksm_eval.replay.ksmd import Ksmd
 from ksm_eval.replay.rules import Settings
 from ksm_eval.replay.savings import Outcome, Savings, savings
 from ksm_eval.replay.simple import classify
-from ksm_eval.replay.state import FREED, ORPHAN, STABLE, UNSTABLE
+from ksm_eval.replay.state import FREED, STABLE, UNSTABLE
 from ksm_eval.snapshot import I64, FrameFlag, Snapshot
 
 FIRST_PASS = 41
 """After this pass old pages have just been visited, as after each 9th later: with smart
 scan they are visited in pass 23, 32, 41 …, and skipped in all others from 24 on."""
-PERIOD = 9
-MOST_PASSES = FIRST_PASS + 40 * PERIOD
+PERIOD = 18
+"""Passes after which everything repeats: 9, and where undone merges start over (7.3) 2."""
+MOST_PASSES = FIRST_PASS + 20 * PERIOD
 
 
 @dataclass(frozen=True)
@@ -160,14 +161,14 @@ def _settle(ksmd: Ksmd) -> _Settled:
         return _Settled(ksmd, unshared, skip_unshared, True)
     ksmd.visits = np.flatnonzero(moving).tolist()
     changing = before = ksmd.unshared - unshared
-    quiet = 3 * PERIOD if ksmd.smart_scan else 4
+    quiet, period = (27, PERIOD) if ksmd.smart_scan else (4, 2)
     settled = False
     while not settled and ksmd.passes < MOST_PASSES:
         before = changing
         ksmd.full_scan()
         changing = ksmd.unshared - unshared
-        in_phase = ksmd.passes >= FIRST_PASS and (ksmd.passes - FIRST_PASS) % PERIOD == 0
-        settled = ksmd.passes - ksmd.event_pass >= quiet and (in_phase or not ksmd.smart_scan)
+        in_phase = (ksmd.passes - FIRST_PASS) % period == 0
+        settled = in_phase and ksmd.passes - ksmd.event_pass >= quiet
     skip_unshared += before if ksmd.smart_scan else changing
     return _Settled(ksmd, unshared + changing, skip_unshared, settled)
 
@@ -185,7 +186,7 @@ def _still_moving(ksmd: Ksmd, state: NDArray[np.uint8]) -> NDArray[np.bool_]:
     compound = np.array(ksmd.compound, np.int64)[f]
     unsplittable = np.append(np.frombuffer(ksmd.unsplittable, np.uint8), 0)
     blocked = np.frombuffer(ksmd.blocked, np.uint8)[rest] | unsplittable[compound]
-    blocked = (blocked != 0) & (np.array(ksmd.node, np.int64)[f] != ORPHAN)
+    blocked = (blocked != 0) & ~ksmd.orphaned()[rest]
     free = np.bincount(content[~blocked], minlength=int(content.max()) + 1) > 0
     order = np.lexsort((f, content))
     distinct = np.ones(len(order), np.bool_)
@@ -194,5 +195,10 @@ def _still_moving(ksmd: Ksmd, state: NDArray[np.uint8]) -> NDArray[np.bool_]:
     length = np.array(ksmd.stable.length, np.int64)
     room = np.array(ksmd.stable.content, np.int64)[length < ksmd.stable.cap]
     partner[room[(room >= 0) & (room < len(partner))]] = True
-    moving[rest] = (free & partner)[content]
+    moving_content = free & partner
+    if ksmd.smart_scan:
+        # A page that started over (7.3) is skipped in other passes than the rest.
+        young = np.frombuffer(ksmd.age, np.uint8)[rest] < ksmd.passes
+        moving_content[content[young & ~ksmd.orphaned()[rest]]] = True
+    moving[rest] = moving_content[content]
     return moving

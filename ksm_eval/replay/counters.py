@@ -108,9 +108,10 @@ def observed_zero_pages(observed: dict[str, I64], processes: int) -> I64:
 
 def per_vma(vmas: Vmas, marked: NDArray[np.bool_]) -> I64:
     """How many mappings of each VMA are marked, shape (V,)."""
-    total = np.zeros(len(marked) + 1, np.int64)
-    np.cumsum(marked, out=total[1:])
-    found: I64 = total[vmas.offset[1:]] - total[vmas.offset[:-1]]
+    found = np.zeros(len(vmas), np.int64)
+    filled = vmas.offset[1:] > vmas.offset[:-1]  # reduceat() knows no empty runs
+    if filled.any():
+        found[filled] = np.add.reduceat(marked, vmas.offset[:-1][filled], dtype=np.int64)
     return found
 
 

@@ -94,9 +94,10 @@ def _pss(snapshot: Snapshot, frame: I64, mapcount: I64) -> F64:
     """Each mapped page divided by its mappings (smaps' Pss), in bytes, shape (P,)."""
     share = np.zeros(len(mapcount) + 1)  # the last: the zero page, which does not count
     np.divide(snapshot.meta.page_size, mapcount, out=share[:-1], where=mapcount > 0)
-    total = np.zeros(len(frame) + 1)
-    np.cumsum(share[np.maximum(frame, -1)], out=total[1:])
-    offset = snapshot.vmas.offset
+    vmas = snapshot.vmas
     found = np.zeros(len(snapshot.processes))
-    np.add.at(found, snapshot.vmas.process, total[offset[1:]] - total[offset[:-1]])
+    filled = vmas.offset[1:] > vmas.offset[:-1]  # reduceat() knows no empty runs
+    if filled.any():
+        sums = np.add.reduceat(share[np.maximum(frame, -1)], vmas.offset[:-1][filled])
+        np.add.at(found, vmas.process[filled], sums)
     return found

@@ -12,6 +12,7 @@ from ksm_eval.replay.contents import (
     Kind,
     blocked_mappings,
     contents,
+    first_visits,
     in_compound,
     mappings_of,
     pmd_mappers,
@@ -100,11 +101,11 @@ def classify(snapshot: Snapshot, settings: Settings) -> Simple:
     if replay.any():
         simple.replay = np.flatnonzero(of_frame[snapshot.mappings.frame])
     simple.unshared = int((~(replay | merging | to_zero | all_ksm)).sum())
+    if merging.any():  # first: it sets the frames of all mappings
+        work.merge(np.flatnonzero(np.append(merging, False)[content]), settings.max_page_sharing)
     work.adopt_ksm(ksm & ~of_frame, all_ksm & ~replay)
     if to_zero.any():
         work.zero_pages(np.append(to_zero, False)[content])
-    if merging.any():
-        work.merge(np.flatnonzero(np.append(merging, False)[content]), settings.max_page_sharing)
     return simple
 
 
@@ -197,7 +198,7 @@ class _Work:
         self._split(row[~stays], gone)
         self.simple.kind[gone] = Kind.ZERO_PAGE
         self.simple.frame[gone] = ZERO_PAGE
-        self.simple.passes = 3
+        self.simple.passes = max(self.simple.passes, 3)
 
     def merge(self, rows: I64, cap: int) -> None:
         """All frames of each content merge, `cap` to a stable node.
@@ -207,9 +208,7 @@ class _Work:
         nodes full and has no other to meet is left over.
         """
         simple, counts = self.simple, self.counts
-        frame = self.snapshot.mappings.frame
-        first = np.zeros(len(self.content), np.int64)
-        first[frame[::-1]] = np.arange(len(frame) - 1, -1, -1)
+        first = first_visits(self.snapshot)
         rows = rows[np.lexsort((first[rows], self.content[rows]))]
         content = self.content[rows]
         index = np.arange(len(rows))
@@ -225,11 +224,10 @@ class _Work:
         second = np.minimum(heads + 1, len(rows) - 1)
         target = np.arange(len(self.content))
         target[rows[merged]] = rows[second[node[merged]]]
-        becomes = np.zeros(len(self.content), np.bool_)
-        becomes[rows[merged]] = True
-        moved = becomes[frame]
-        simple.kind[moved] = Kind.MERGED
-        simple.frame[moved] = target[frame[moved]]
+        becomes = np.full(len(self.content), Kind.UNMERGED, np.uint8)
+        becomes[rows[merged]] = Kind.MERGED
+        simple.kind = becomes[self.snapshot.mappings.frame]
+        simple.frame = target[self.snapshot.mappings.frame]
         nodes = int((length > 1).sum())
         simple.shared += nodes
         simple.sharing += int(counts[rows[merged]].sum()) - nodes
@@ -251,11 +249,7 @@ class _Work:
         late += (compound >= 0) & (compound == self.compound[seconds])  # see in_doubt()
         if (self.counts[heads] > 1).any():
             # Other mappings of the first frame, visited before the second frame, wait.
-            again = np.full(len(first), len(self.snapshot.mappings))
-            visits = np.arange(len(self.snapshot.mappings))[::-1]
-            frame = self.snapshot.mappings.frame[::-1]
-            repeated = first[frame] != visits
-            again[frame[repeated]] = visits[repeated]
+            again = first_visits(self.snapshot, first)
             late += again[heads] < first[seconds]
         return int(late.max())
 

@@ -114,11 +114,11 @@ def identify(path: Path) -> Container:
     """Read the headers. ContainerError if this is no usable vmcore; one clear line each."""
     try:
         if path.is_dir():
-            raise ContainerError(f"{path} is a directory, not a vmcore")
+            raise ContainerError(f"{path} is a directory, not a vmcore", "give the file in it")
         with path.open("rb") as file:
             return _identify(_File(file, path))
     except FileNotFoundError:
-        raise ContainerError(f"{path} does not exist") from None
+        raise ContainerError(f"{path} does not exist", "check the path") from None
     except PermissionError:
         raise ContainerError(
             f"no permission to read {path}", "vmcores are usually readable by root only"

@@ -83,7 +83,9 @@ def read_build_id(path: Path) -> str:
 
 
 def _build_id(file: BinaryIO, path: Path) -> str:
-    header = file.read(64)
+    header = file.read(64).ljust(20, b"\0")
+    if not header[4]:
+        raise DwarfError(f"{path} is truncated or damaged")
     order = "<" if header[5] == 1 else ">"
     (kind,) = struct.unpack_from(f"{order}H", header, 16)
     if header[4] != 2 or kind not in (_ET_EXEC, _ET_DYN):

@@ -110,7 +110,10 @@ def detect_rules(prog: Program, notes: list[str]) -> Rules:
         checksum_first=folio_walk,
         zero_remap_at_split=has_symbol(prog, "split_underused_thp"),
         prot_none_offered=range_walk or folio_walk or not maple,
-        prot_none_unreadable=maple and not folio_walk,
+        # Without NUMA balancing pte_protnone() is constant 0, so follow_page() takes them.
+        prot_none_unreadable=maple
+        and not folio_walk
+        and has_member(prog, "struct task_struct", "numa_faults"),
         smart_scan=has_symbol(prog, "ksm_smart_scan") or has_member(prog, item, "remaining_skips"),
         zero_counter=zero_counter,
         pages_scanned=has_symbol(prog, "ksm_pages_scanned") or zero_counter,

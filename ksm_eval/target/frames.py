@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
-from drgn import Program, TypeMember
+from drgn import Program
 from drgn.helpers.linux.mm import pfn_to_page
 from numpy.typing import NDArray
 
@@ -47,27 +48,23 @@ class PageLayout:
     zone_device: int  # -1 if the kernel has none
 
 
-def _offset(prog: Program, kind: str, *paths: str) -> int | None:
-    """Offset of the first of `paths` that exists in `kind`; "" in a path means anonymous."""
-    type_ = prog.type(kind)
-    for path in paths:
-        offset = 0
-        inner = type_
-        try:
-            for name in path.split("."):
-                member: TypeMember = inner.member(name)
-                offset += member.bit_offset // 8
-                inner = member.type
-        except LookupError:
-            continue
-        return offset
+def _offset(prog: Program, kind: str, *names: str) -> int | None:
+    """Offset of the first of the members that exists in `kind`; None also if there is no such
+    type (struct folio, 5.16+)."""
+    try:
+        members = prog.type(kind)
+    except LookupError:
+        return None
+    for name in names:
+        with suppress(LookupError):
+            return int(members.member(name).bit_offset) // 8
     return None
 
 
-def _required(prog: Program, kind: str, *paths: str) -> int:
-    offset = _offset(prog, kind, *paths)
+def _required(prog: Program, kind: str, *names: str) -> int:
+    offset = _offset(prog, kind, *names)
     if offset is None:
-        raise TargetError(f"{kind} has no {paths[0]} in this kernel", "it is not supported yet")
+        raise TargetError(f"{kind} has no {names[0]} in this kernel", "it is not supported yet")
     return offset
 
 

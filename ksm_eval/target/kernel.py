@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import NamedTuple
 
-from drgn import Architecture, FaultError, Object, Program
+from drgn import Architecture, FaultError, Object, PlatformFlags, Program
 from drgn.helpers.linux.mm import totalram_pages, virt_to_phys
 
 from ksm_eval.errors import TargetError
@@ -20,19 +21,31 @@ from ksm_eval.target import (
     Vma,
     WalkedVmas,
     page_table,
+    paging_arm64,
+    paging_x86,
 )
 from ksm_eval.target.features import (
     detect_rules,
     enum_value,
     has_member,
     has_symbol,
-    vmcoreinfo_number,
 )
 from ksm_eval.target.frames import PageLayout, classify, page_layout
 from ksm_eval.target.program import OpenedProgram
 from ksm_eval.target.settings import read_counters, read_settings
 from ksm_eval.target.tasks import select_processes
 from ksm_eval.target.vmas import list_vmas
+
+
+class _PerArchitecture(NamedTuple):
+    paging: Callable[[Program], page_table.Paging]
+    image_to_physical: Callable[[Program, int], int | None]
+
+
+_ARCHITECTURES = {
+    Architecture.X86_64: _PerArchitecture(paging_x86.paging, paging_x86.image_to_physical),
+    Architecture.AARCH64: _PerArchitecture(paging_arm64.paging, paging_arm64.image_to_physical),
+}
 
 
 class KernelTarget:
@@ -43,16 +56,21 @@ class KernelTarget:
         self._opened = opened
         platform = prog.platform
         assert platform is not None
-        if platform.arch != Architecture.X86_64:
+        if (
+            platform.arch not in _ARCHITECTURES
+            or not platform.flags & PlatformFlags.IS_LITTLE_ENDIAN
+        ):
             raise TargetError(
-                f"the target is {platform.arch.name.lower()}; this version reads x86-64",
-                "evaluate a target of this architecture",
+                f"the target is {platform.arch.name.lower()}; this version reads x86-64 "
+                "and little-endian aarch64",
+                "evaluate a target of these architectures",
             )
+        self._arch = _ARCHITECTURES[platform.arch]
         self.info = TargetInfo(
             kind=opened.kind,
             path=opened.path,
             release=prog["UTS_RELEASE"].string_().decode("ascii", "replace"),
-            arch="x86_64",
+            arch=platform.arch.name.lower(),
             page_size=prog["PAGE_SIZE"].value_(),
             debug_info=opened.debug_info,
             total_ram_pages=_total_ram(prog),
@@ -84,27 +102,49 @@ class KernelTarget:
         return list_vmas(_mm(process), mergeable_only=mergeable_only)
 
     @cached_property
-    def _paging(self) -> page_table.Layout:
+    def _paging(self) -> page_table.Paging:
+        return self._arch.paging(self._prog)
+
+    @cached_property
+    def _layout(self) -> page_table.Layout:
         prog = self._prog
         huge_zero = _first_value(prog, "huge_zero_pfn")
         return page_table.Layout(
-            levels=5 if vmcoreinfo_number(prog, "NUMBER(pgtable_l5_enabled)") else 4,
+            paging=self._paging,
             swap_types=_swap_types(prog),
-            zero_pfn=_zero_pfn(prog),
+            zero_pfn=self._zero_pfn(),
             # ~0UL while no huge zero page is allocated
             huge_zero_pfn=None if huge_zero in (None, (1 << 64) - 1) else huge_zero,
-            sme_mask=vmcoreinfo_number(prog, "NUMBER(sme_mask)") or 0,
         )
+
+    def _zero_pfn(self) -> int:
+        """PFN of the shared zero page. Raises TargetError if it cannot be found."""
+        pfn = _first_value(self._prog, "zero_page_pfn", "zero_pfn")  # renamed in 7.1
+        if pfn is not None:
+            return pfn
+        try:
+            address = self._prog.symbol("empty_zero_page").address
+        except LookupError:
+            physical = None
+        else:
+            physical = self._arch.image_to_physical(self._prog, address)
+        if physical is None:
+            raise TargetError(
+                "the kernel's zero page cannot be found",
+                "give the vmlinux with debug info, or System.map, with -s",
+            )
+        return physical // self.info.page_size
 
     def walk(self, process: Process, vmas: Sequence[Vma]) -> WalkedVmas:
         """Raises FaultError if not even the root of the page tables can be found."""
         root = virt_to_phys(_mm(process).pgd).value_()
-        return page_table.walk(self._read_physical, root, vmas, self._paging)
+        return page_table.walk(self._read_physical, root, vmas, self._layout)
 
     @cached_property
     def _max_pfn(self) -> int:
-        # The frames vmemmap covers; where the variable has no symbol, what fits 46 bits.
-        return _first_value(self._prog, "max_pfn") or 1 << 34
+        # The frames vmemmap covers; where the variable has no symbol, what it can cover.
+        paging = self._paging
+        return _first_value(self._prog, "max_pfn") or 1 << paging.physical_bits - paging.page_shift
 
     def frames(self, pfns: U64) -> FrameTable:
         table = classify(self._read_virtual, self._page_layout, pfns, self._max_pfn)
@@ -178,20 +218,6 @@ def _sizes(prog: Program) -> dict[str, int]:
                 sizes[record] = size
                 break
     return sizes
-
-
-def _zero_pfn(prog: Program) -> int:
-    """PFN of the shared zero page. Raises TargetError if it cannot be found."""
-    pfn = _first_value(prog, "zero_page_pfn", "zero_pfn")  # renamed in 7.1
-    if pfn is None:
-        try:
-            pfn = virt_to_phys(prog["empty_zero_page"].address_of_()).value_() >> 12
-        except (LookupError, FaultError):
-            raise TargetError(
-                "the kernel's zero page cannot be found",
-                "give the vmlinux with debug info, or System.map, with -s",
-            ) from None
-    return pfn
 
 
 def _swap_types(prog: Program) -> page_table.SwapTypes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,21 +12,55 @@ from numpy.typing import NDArray
 from ksm_eval.snapshot import I64, U8, U32, U64, Entry, MappingFlag, mark
 from ksm_eval.target import Vma, WalkedVmas
 
-PAGE_SHIFT = 12
-PAGE_SIZE = 1 << PAGE_SHIFT
-ENTRIES = 512  # per table, x86-64 and arm64 with 4 KiB pages
-MAX_READ = 256  # tables per read: 1 MiB
+MAX_READ = 1 << 20  # bytes of neighbouring tables read at once
 
-# arch/x86/include/asm/pgtable_types.h, the same from 5.10 to 7.3.
-PRESENT = 1 << 0
-RW = 1 << 1
-DIRTY = 1 << 6
-PSE = 1 << 7  # huge, in a PMD or PUD; PAT in a PTE
-PROTNONE = 1 << 8  # _PAGE_GLOBAL, meaningful when not PRESENT
-SPECIAL = 1 << 9
-SAVED_DIRTY = 1 << 58  # 6.6+ with shadow stacks: dirty moved aside when write-protected
-PHYSICAL_MASK = (1 << 52) - PAGE_SIZE
-SWP_TYPE_SHIFT = 59  # arch/x86/include/asm/pgtable_64.h
+Bools: TypeAlias = NDArray[np.bool_]
+
+
+class Paging(Protocol):
+    """One architecture's tables and entries, which are decoded a column at a time.
+
+    Levels count from 0, the PTEs. A table fills a page; the root may be smaller.
+    """
+
+    @property
+    def page_shift(self) -> int: ...
+
+    @property
+    def levels(self) -> int: ...
+
+    @property
+    def top_entries(self) -> int:
+        """Of the root table."""
+
+    @property
+    def leaf_levels(self) -> int:
+        """Levels, from the lowest, whose entries may map memory."""
+
+    @property
+    def physical_bits(self) -> int:
+        """No frame is beyond, where the target does not tell its last one."""
+
+    def is_table(self, entry: U64) -> Bools:
+        """Above level 0: points to a table."""
+
+    def present(self, entry: U64, huge: bool) -> Bools:
+        """Maps memory, PROT_NONE included; the other entries that are not 0 are swap's."""
+
+    def address(self, entry: U64) -> U64:
+        """Physical address in entries that are a table or present."""
+
+    def prot_none(self, entry: U64) -> Bools:
+        """Of present entries: to software only."""
+
+    def writable(self, entry: U64) -> Bools: ...
+
+    def dirty(self, entry: U64) -> Bools: ...
+
+    def special(self, entry: U64) -> Bools: ...
+
+    def swap_type(self, entry: U64) -> U8:
+        """Of entries that are not present, 0 to 31."""
 
 
 @dataclass(frozen=True)
@@ -57,64 +92,66 @@ class SwapTypes:
 
 @dataclass(frozen=True)
 class Layout:
-    """The target's paging, x86-64."""
+    """The target's paging."""
 
-    levels: int  # 4 or 5
+    paging: Paging
     swap_types: SwapTypes
     zero_pfn: int  # of the shared zero page
     huge_zero_pfn: int | None = None  # first frame of the huge zero page, if allocated
-    sme_mask: int = 0  # AMD memory encryption bit of a physical address, 0 if off
 
 
 ReadTables = Callable[[int, int], bytes]
 """Physical address, byte count -> contents; raises LookupError if not in the target."""
 
 
-def read_tables(read: ReadTables, addresses: U64) -> tuple[U64, NDArray[np.bool_]]:
-    """Table pages at the given physical addresses: shape (T, 512), and which could be read.
+def read_tables(read: ReadTables, addresses: U64, entries: int) -> tuple[U64, Bools]:
+    """Tables at the given physical addresses: shape (T, entries), and which could be read.
 
     Neighbours are read together. Unreadable tables are rows of zeros.
     """
-    tables = np.zeros((len(addresses), ENTRIES), np.uint64)
+    size = entries * 8
+    tables = np.zeros((len(addresses), entries), np.uint64)
     readable = np.ones(len(addresses), np.bool_)
     order = np.argsort(addresses, kind="stable")
     ascending = addresses[order]
-    breaks = np.flatnonzero(np.diff(ascending.view(np.int64)) != PAGE_SIZE) + 1
+    breaks = np.flatnonzero(np.diff(ascending.view(np.int64)) != size) + 1
     starts = [0, *breaks.tolist()]
     ends = [*breaks.tolist(), len(ascending)]
+    step = max(1, MAX_READ // size)
     for first, last in zip(starts, ends, strict=True):
-        for begin in range(first, last, MAX_READ):
-            end = min(begin + MAX_READ, last)
+        for begin in range(first, last, step):
+            end = min(begin + step, last)
             rows = order[begin:end]
             base = int(ascending[begin])
             try:
-                data = read(base, (end - begin) * PAGE_SIZE)
+                data = read(base, (end - begin) * size)
             except LookupError:
                 for row in rows.tolist():
                     try:
-                        one = read(int(addresses[row]), PAGE_SIZE)
+                        one = read(int(addresses[row]), size)
                     except LookupError:
                         readable[row] = False
                     else:
                         tables[row] = np.frombuffer(one, np.uint64)
             else:
-                tables[rows] = np.frombuffer(data, np.uint64).reshape(-1, ENTRIES)
+                tables[rows] = np.frombuffer(data, np.uint64).reshape(-1, entries)
     return tables, readable
 
 
 class _Ranges:
     """Disjoint ascending [start, end) address ranges: which one is an address in?"""
 
-    def __init__(self, vmas: Sequence[Vma]) -> None:
+    def __init__(self, vmas: Sequence[Vma], page_shift: int) -> None:
+        self.page_shift = page_shift
         self.start = np.array([vma.start for vma in vmas], np.uint64)
         self.end = np.array([vma.end for vma in vmas], np.uint64)
 
-    def overlaps(self, va: U64, span: int) -> NDArray[np.bool_]:
+    def overlaps(self, va: U64, span: int) -> Bools:
         """Does [va, va+span) touch any range?"""
         following = np.searchsorted(self.end, va, side="right")
         inside = following < len(self.end)
         start = self.start[np.minimum(following, len(self.end) - 1)]
-        touches: NDArray[np.bool_] = inside & (start < va + np.uint64(span))
+        touches: Bools = inside & (start < va + np.uint64(span))
         return touches
 
     def index(self, va: U64) -> I64:
@@ -128,7 +165,7 @@ class _Ranges:
         """Count the pages of [va, va+span) that lie in ranges as unreadable."""
         low = np.maximum(self.start, np.uint64(va))
         high = np.minimum(self.end, np.uint64(va + span))
-        lost = np.where(high > low, high - low, np.uint64(0)) >> np.uint64(PAGE_SHIFT)
+        lost = np.where(high > low, high - low, np.uint64(0)) >> np.uint64(self.page_shift)
         entries[:, Entry.UNREADABLE] += lost.astype(np.uint32)
 
 
@@ -150,22 +187,11 @@ def _count(entries: U32, vma: I64, kind: U8 | Entry, weight: int = 1) -> None:
     np.add.at(entries, (vma, np.asarray(kind, np.intp)), np.uint32(weight))
 
 
-def _frame_number(entry: U64, layout: Layout) -> U64:
-    """PFN of present and PROT_NONE entries.
-
-    PROT_NONE entries store the physical address inverted (L1TF; pgtable-invert.h, 4.19+).
-    """
-    present = (entry & np.uint64(PRESENT)) != 0
-    plain = np.where(present, entry, ~entry)
-    mask = np.uint64(PHYSICAL_MASK & ~layout.sme_mask)
-    return np.asarray((plain & mask) >> np.uint64(PAGE_SHIFT), np.uint64)
-
-
-def _mapping_flags(entry: U64, huge: bool) -> U8:
+def _mapping_flags(paging: Paging, entry: U64, huge: bool) -> U8:
     flags = np.zeros(len(entry), np.uint8)
-    mark(flags, (entry & np.uint64(PRESENT)) == 0, MappingFlag.PROT_NONE)
-    mark(flags, (entry & np.uint64(RW)) != 0, MappingFlag.WRITE)
-    mark(flags, (entry & np.uint64(DIRTY | SAVED_DIRTY)) != 0, MappingFlag.DIRTY)
+    mark(flags, paging.prot_none(entry), MappingFlag.PROT_NONE)
+    mark(flags, paging.writable(entry), MappingFlag.WRITE)
+    mark(flags, paging.dirty(entry), MappingFlag.DIRTY)
     if huge:
         flags |= np.uint8(MappingFlag.HUGE)
     return flags
@@ -178,24 +204,23 @@ def _leaf(
 
     `span` is the bytes one entry maps; a huge entry is expanded to its pages.
     """
-    pages = span >> PAGE_SHIFT
-    # pmd_present(): a huge PMD being split keeps only PSE.
-    bits = PRESENT | PROTNONE | (PSE if pages > 1 else 0)
-    present = (entry & np.uint64(bits)) != 0
+    paging = layout.paging
+    pages = span >> paging.page_shift
+    present = paging.present(entry, huge=pages > 1)
     swap = ~present & (entry != 0)
     if swap.any():
         vma = ranges.index(va[swap])
-        kind = layout.swap_types.entry_of_type()[entry[swap] >> np.uint64(SWP_TYPE_SHIFT)]
+        kind = layout.swap_types.entry_of_type()[paging.swap_type(entry[swap])]
         _count(entries, vma[vma >= 0], kind[vma >= 0], pages)
     va, entry = va[present], entry[present]
-    pfn = _frame_number(entry, layout)
-    flags = _mapping_flags(entry, huge=pages > 1)
-    special = (entry & np.uint64(SPECIAL)) != 0
+    pfn = paging.address(entry) >> np.uint64(paging.page_shift)
+    flags = _mapping_flags(paging, entry, huge=pages > 1)
+    special = paging.special(entry)
     if pages > 1:
         step = np.arange(pages, dtype=np.uint64)
-        # The low bits of a huge entry's frame number hold PAT.
+        # x86: the low bits of a huge entry's frame number hold PAT.
         pfn = ((pfn & ~np.uint64(pages - 1))[:, None] + step).ravel()
-        va = (va[:, None] + (step << np.uint64(PAGE_SHIFT))).ravel()
+        va = (va[:, None] + (step << np.uint64(paging.page_shift))).ravel()
         flags = np.repeat(flags, pages)
         special = np.repeat(special, pages)
         inside = ranges.index(va) >= 0
@@ -208,11 +233,12 @@ def _leaf(
     found.add(va[normal], pfn[normal], flags[normal])
 
 
-def _is_zero(pfn: U64, layout: Layout) -> NDArray[np.bool_]:
+def _is_zero(pfn: U64, layout: Layout) -> Bools:
     """is_zero_pfn() and is_huge_zero_pmd()."""
-    zero: NDArray[np.bool_] = pfn == layout.zero_pfn
+    zero: Bools = pfn == layout.zero_pfn
     if layout.huge_zero_pfn is not None:
-        zero |= (pfn - np.uint64(layout.huge_zero_pfn)) < ENTRIES
+        huge_pages = 1 << (layout.paging.page_shift - 3)  # HPAGE_PMD_NR
+        zero |= (pfn - np.uint64(layout.huge_zero_pfn)) < huge_pages
     return zero
 
 
@@ -222,29 +248,30 @@ def walk(read: ReadTables, root: int, vmas: Sequence[Vma], layout: Layout) -> Wa
     Follows ksm_next_page_pmd_entry() (mm/ksm.c): present PTEs include PROT_NONE ones;
     pte_special ones (the zero page, PFN maps) are counted, not returned.
     """
+    paging = layout.paging
     entries = np.zeros((len(vmas), len(Entry)), np.uint32)
     found = _Leaves([], [], [])
-    ranges = _Ranges(vmas)
-    tables = np.array([root & ~(PAGE_SIZE - 1)], np.uint64)
+    ranges = _Ranges(vmas, paging.page_shift)
+    tables = np.array([root], np.uint64)
     base = np.zeros(1, np.uint64)
-    for level in range(layout.levels - 1, -1, -1) if len(vmas) else ():
-        span = 1 << (PAGE_SHIFT + 9 * level)
-        content, readable = read_tables(read, tables)
+    width = paging.page_shift - 3  # address bits a whole table resolves
+    for level in range(paging.levels - 1, -1, -1) if len(vmas) else ():
+        span = 1 << (paging.page_shift + width * level)
+        count = paging.top_entries if level == paging.levels - 1 else 1 << width
+        content, readable = read_tables(read, tables, count)
         for lost in base[~readable].tolist():
-            ranges.pages_lost(lost, span * ENTRIES, entries)
-        va = base[:, None] + np.arange(ENTRIES, dtype=np.uint64) * np.uint64(span)
+            ranges.pages_lost(lost, span * count, entries)
+        va = base[:, None] + np.arange(count, dtype=np.uint64) * np.uint64(span)
         wanted = (content != 0) & ranges.overlaps(va, span)
         va, content = va[wanted], content[wanted]
         if level == 0:
             _leaf(va, content, span, ranges, layout, found, entries)
             break
-        # A PMD or PUD is a leaf when huge, or not present (a THP being migrated);
-        # PROT_NONE huge entries keep PSE.
-        table = (content & np.uint64(PRESENT | PSE)) == np.uint64(PRESENT)
-        if level <= 2:
+        # A PMD or PUD is a leaf when huge, or not present (a THP being migrated).
+        table = paging.is_table(content)
+        if level < paging.leaf_levels:
             _leaf(va[~table], content[~table], span, ranges, layout, found, entries)
-        physical = np.uint64(PHYSICAL_MASK & ~layout.sme_mask)
-        tables, base = content[table] & physical, va[table]
+        tables, base = paging.address(content[table]), va[table]
     return _by_vma(found, ranges, entries)
 
 
@@ -259,5 +286,5 @@ def _by_vma(found: _Leaves, ranges: _Ranges, entries: U32) -> WalkedVmas:
     begin = np.searchsorted(va, ranges.start)
     offset = np.append(begin, len(va)).astype(np.int64)
     start = np.repeat(ranges.start, np.diff(offset))
-    page = ((va - start) >> np.uint64(PAGE_SHIFT)).astype(np.uint32)
+    page = ((va - start) >> np.uint64(ranges.page_shift)).astype(np.uint32)
     return WalkedVmas(offset=offset, pfn=pfn, page=page, flags=flags, entries=entries)

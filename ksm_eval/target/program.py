@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 import drgn
 import numpy as np
@@ -46,7 +46,6 @@ class OpenedProgram:
     notes: list[str] = field(default_factory=list)
     holes: Holes = field(default_factory=Holes)
     """Physical memory that reads as zeros without having been zero, for all we know."""
-    file: BinaryIO | None = None  # what `prog` reads from, if not `path`: keeps it open
 
     def excluded(self, address: int, size: int) -> str:
         """Why physical memory is not what a read would return; "" if it is."""
@@ -97,16 +96,20 @@ def open_core(
             "make the dump with makedumpfile -d 17 (or -d 1, or unfiltered)",
         )
     prog = Program(_platform(container, architecture, path), vmcoreinfo=_read(vmcoreinfo))
-    file = _reassembled(path) if container.flattened and container.kind == "ELF" else None
-    with dwarf.quiet():  # "the file is in the flattened format; if open fails or is too slow, …"
-        try:
-            prog.set_core_dump(file.fileno() if file else path)
-        except Exception as error:  # drgn has no class for what libkdumpfile refuses
-            raise _refused(path, error) from None
+    try:
+        if container.flattened and container.kind == "ELF":
+            _set_reassembled(prog, path)
+        else:
+            with dwarf.quiet():  # "if open fails or is too slow, reassemble it"
+                prog.set_core_dump(path)
+    except TargetError:
+        raise
+    except Exception as error:  # drgn has no class for what libkdumpfile refuses
+        raise _refused(path, error) from None
     if not prog.flags & ProgramFlags.IS_LINUX_KERNEL:
         raise _refused(path, LookupError("VMCOREINFO"))
     opened = OpenedProgram(
-        prog, "vmcore", str(path), "", container.description, holes=container.holes, file=file
+        prog, "vmcore", str(path), "", container.description, holes=container.holes
     )
     try:
         opened.debug_info = _with_debug_info(prog, given, opened.notes)
@@ -138,7 +141,10 @@ def _with_debug_info(prog: Program, given: _Given, notes: list[str]) -> str:
     except symbols.SymbolsError:
         if not given.system_map:
             raise
-        finder, name = symbols.system_map(prog, given.system_map), f"System.map ({given.system_map})"
+        finder, name = (
+            symbols.system_map(prog, given.system_map),
+            f"System.map ({given.system_map})",
+        )
     symbols.install(prog, finder)
     btf_finder.install(prog, Btf(read_btf(prog)))
     return f"BTF + {name}"
@@ -208,28 +214,32 @@ def _read(vmcoreinfo: Path | bytes | None) -> bytes | None:
     try:
         data = vmcoreinfo.read_bytes()
     except OSError as error:
-        raise TargetError(f"cannot read {vmcoreinfo}: {error.strerror}") from None
+        raise TargetError(
+            f"cannot read {vmcoreinfo}: {error.strerror}", "check the path after --vmcoreinfo"
+        ) from None
     if b"OSRELEASE=" not in data:
-        raise TargetError(f"{vmcoreinfo} is no VMCOREINFO: it has no OSRELEASE")
+        raise TargetError(
+            f"{vmcoreinfo} is no VMCOREINFO: it has no OSRELEASE",
+            "give what the kernel shows as its VMCOREINFO note, as text",
+        )
     return data
 
 
-def _reassembled(path: Path) -> BinaryIO:
-    """A flattened file's contents in a temporary file that has no name."""
-    file = tempfile.TemporaryFile(prefix="ksm-eval-")  # noqa: SIM115 (kept with the Program)
+def _set_reassembled(prog: Program, path: Path) -> None:
+    """Open a flattened ELF file, which drgn cannot, by a temporary file that has no name."""
     try:
-        reassemble(path, file)
+        with tempfile.TemporaryFile(prefix="ksm-eval-") as file:
+            reassemble(path, file)
+            prog.set_core_dump(f"/proc/self/fd/{file.fileno()}")  # opens it once more
     except OSError as error:
-        file.close()
         raise TargetError(
             f"cannot reassemble {path} in {tempfile.gettempdir()}: {error.strerror}",
             "set TMPDIR, or run: makedumpfile -R vmcore < FILE",
         ) from None
-    return file
 
 
 def _refused(path: Path, error: Exception) -> TargetError:
-    if "VMCOREINFO" in str(error):
+    if "vmcoreinfo" in str(error).lower() or "unrecognized QEMU memory dump" in str(error):
         return TargetError(
             f"{path} has no VMCOREINFO, so it is of no Linux kernel or incomplete",
             "give it by --vmcoreinfo; for QEMU dumps, run the guest with -device vmcoreinfo",
