@@ -67,6 +67,7 @@ def _completeness(snapshot: Snapshot, prediction: Prediction) -> Completeness:
         frames_unreadable=unreadable_frames,
         entries_lost=lost,
         share_unreadable=(prediction.unreadable + lost) / all_pages if all_pages else 0.0,
+        processes_lost=tuple(snapshot.meta.lost),
         reasons=snapshot.meta.unreadable,
     )
 
@@ -101,18 +102,35 @@ def _system(snapshot: Snapshot, settings: Settings, prediction: Prediction) -> S
 
 
 def _savings(snapshot: Snapshot, prediction: Prediction) -> Savings:
-    saved = prediction.savings
-    freed = saved.frames_freed * snapshot.meta.page_size
+    saved, meta = prediction.savings, snapshot.meta
+    freed = saved.frames_freed * meta.page_size
+    now = _records_now(snapshot)
+    selected = snapshot.processes.selected
     return Savings(
         frames_freed=saved.frames_freed,
         bytes_freed=freed,
         frames_freed_by={"merged": saved.merged, "zero": saved.zero, "thp_zero": saved.thp_zero},
+        frames_merged_now=int(has(snapshot.frames.flags, FrameFlag.KSM).sum()),
         metadata_bytes=saved.metadata_bytes,
-        net_bytes=freed - saved.metadata_bytes,
+        metadata_bytes_now=now,
+        net_bytes=freed - (saved.metadata_bytes - now),
         thps=saved.thps,
         thps_split=saved.thps_split,
-        pss_before=round(float(saved.pss_before.sum())),
-        pss_after=round(float(saved.pss_after.sum())),
+        pss_before=round(float(saved.pss_before[selected].sum())),
+        pss_after=round(float(saved.pss_after[selected].sum())),
+    )
+
+
+def _records_now(snapshot: Snapshot) -> int:
+    """Bytes that ksmd's records of these processes take already."""
+    meta, processes = snapshot.meta, snapshot.processes
+    items = processes.observed.get("ksm_rmap_items")
+    found = meta.counters.get("ksm_rmap_items", 0) if items is None else int(items.sum())
+    nodes = int(has(snapshot.frames.flags, FrameFlag.KSM).sum())
+    return (
+        found * meta.sizeof["rmap_item"]
+        + nodes * meta.sizeof["stable_node"]
+        + int(processes.registered.sum()) * meta.sizeof["mm_slot"]
     )
 
 
@@ -132,13 +150,14 @@ def _processes(snapshot: Snapshot, prediction: Prediction) -> tuple[ProcessRow, 
             pss_before=round(float(saved.pss_before[row])),
             pss_after=round(float(saved.pss_after[row])),
         )
-        for row in range(len(processes))
+        for row in np.flatnonzero(processes.selected).tolist()
     )
 
 
 def _vmas(snapshot: Snapshot, prediction: Prediction) -> tuple[VmaRow, ...]:
     vmas = snapshot.vmas
     pids = snapshot.processes.pid[vmas.process].tolist()
+    asked = snapshot.processes.selected[vmas.process].tolist()
     return tuple(
         VmaRow(
             pid=pid,
@@ -148,7 +167,8 @@ def _vmas(snapshot: Snapshot, prediction: Prediction) -> tuple[VmaRow, ...]:
             ksm_pages=None if reason else ksm_pages,
             ineligible=reason or None,
         )
-        for pid, start, end, name, reason, ksm_pages in zip(
+        for wanted, pid, start, end, name, reason, ksm_pages in zip(
+            asked,
             pids,
             vmas.start.tolist(),
             vmas.end.tolist(),
@@ -157,6 +177,7 @@ def _vmas(snapshot: Snapshot, prediction: Prediction) -> tuple[VmaRow, ...]:
             prediction.ksm_pages.tolist(),
             strict=True,
         )
+        if wanted
     )
 
 
@@ -165,8 +186,9 @@ def _ineligible(snapshot: Snapshot) -> tuple[Ineligible, ...]:
     size = (vmas.end - vmas.start).astype(np.int64)
     count: dict[str, int] = {}
     total: dict[str, int] = {}
-    for reason, bytes_ in zip(vmas.reason, size.tolist(), strict=True):
-        if reason:
+    asked = snapshot.processes.selected[vmas.process]
+    for reason, bytes_, wanted in zip(vmas.reason, size.tolist(), asked.tolist(), strict=True):
+        if reason and wanted:
             count[reason] = count.get(reason, 0) + 1
             total[reason] = total.get(reason, 0) + bytes_
     largest_first = sorted(total, key=lambda reason: (-total[reason], reason))
@@ -184,10 +206,12 @@ def _notes(snapshot: Snapshot, prediction: Prediction) -> list[str]:
         *snapshot.meta.notes,
     ]
     merged = int(has(snapshot.frames.flags, FrameFlag.KSM).sum())
-    if merged:
+    others = len(snapshot.processes) - int(snapshot.processes.selected.sum())
+    if merged or others:
         notes.append(
-            f"ksmd has run on this target: {merged} frames are KSM pages already and count as "
-            "such; frames freed are those to come"
+            f"ksmd has run on this target: {merged} frames are KSM pages already; frames freed "
+            f"are those to come, and the counters include {others} processes that were not "
+            "selected but that ksmd scans"
         )
     if snapshot.meta.question == "merge_any" and not snapshot.meta.rules.general_profit:
         notes.append(

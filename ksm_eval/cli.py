@@ -149,6 +149,12 @@ def _overrides(options: Options) -> dict[str, int | bool]:
 
 
 def _check_complete(report: Report, allowed: float) -> None:
+    gone = report.completeness.processes_lost
+    if gone and allowed < 100:
+        raise IncompleteError(
+            f"{len(gone)} of the selected processes could not be read: {gone[0]}",
+            "the report says which; to accept it use --max-unreadable 100",
+        )
     lost = 100 * report.completeness.share_unreadable
     if lost > allowed:
         raise IncompleteError(

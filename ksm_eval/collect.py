@@ -29,13 +29,24 @@ from ksm_eval.snapshot import (
     has,
 )
 from ksm_eval.sweep import sweep
-from ksm_eval.target import FrameTable, Process, Progress, Selection, Target, Vma, WalkedVmas
+from ksm_eval.target import (
+    FrameTable,
+    Process,
+    Progress,
+    Selection,
+    Target,
+    Unreadable,
+    Vma,
+    WalkedVmas,
+)
 
 
 @dataclass
 class _Walked:
     """Every present, normal entry of the selected processes, before frames are known."""
 
+    processes: list[Process] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)  # processes that could not be read, and why
     vmas: list[tuple[int, Vma]] = field(default_factory=list)  # (process row, VMA)
     pfn: list[U64] = field(default_factory=list)
     page: list[U32] = field(default_factory=list)
@@ -43,12 +54,14 @@ class _Walked:
     counts: list[int] = field(default_factory=list)  # entries of each VMA
     entries: list[U32] = field(default_factory=list)  # a row a VMA
 
-    def add(self, row: int, vmas: list[Vma], walked: WalkedVmas, scanned: list[int]) -> None:
+    def add(
+        self, process: Process, vmas: list[Vma], walked: WalkedVmas, scanned: list[int]
+    ) -> None:
         """`scanned`: which of `vmas` the rows of `walked` are about."""
         found = dict(zip(scanned, range(len(scanned)), strict=True))
         none = np.zeros(len(Entry), np.uint32)
         for index, vma in enumerate(vmas):
-            self.vmas.append((row, vma))
+            self.vmas.append((len(self.processes), vma))
             position = found.get(index)
             if position is None:
                 self.counts.append(0)
@@ -59,6 +72,7 @@ class _Walked:
         self.pfn.append(walked.pfn)
         self.page.append(walked.page)
         self.flags.append(walked.flags)
+        self.processes.append(process)
 
 
 def collect(
@@ -68,17 +82,28 @@ def collect(
     mergeable_only: bool = False,
     progress: Progress | None = None,
     seed: int | None = None,
+    exact: bool = False,
 ) -> Snapshot:
     """Read everything the replay needs about the selected processes.
 
+    `exact`: also the order of the contents where single passes depend on it, so that
+    simulate() is exact in each; the settled state does not need it.
     `seed` keys the content hashes; by default a random one that is not kept, so that
     a saved snapshot cannot be searched for known contents. Results do not depend on it.
     Raises UsageError for a selection that names nothing, TargetError for a target that
     cannot answer.
     """
     info = target.info
-    processes = target.processes(selection)
+    counters = target.counters()
+    # Where ksmd has worked already, what others offer it takes part in what merges.
+    warm = bool(counters.get("ksm_rmap_items") or counters.get("pages_shared"))
+    processes = target.processes(selection, with_registered=warm)
     walked = _walk(target, processes, mergeable_only, progress)
+    if not any(process.selected for process in walked.processes):
+        raise TargetError(
+            f"none of the selected processes can be read: {walked.lost[0]}",
+            "the dump lacks kernel pages; take it with makedumpfile -d 17 or unfiltered",
+        )
     pfn = np.concatenate([np.empty(0, np.uint64), *walked.pfn])
     pfns, row = _distinct(pfn)
     table = target.frames(pfns)
@@ -118,6 +143,9 @@ def collect(
     if lost:
         unreadable["page table or struct page not in the dump"] += lost
     counts = np.bincount(vma_of[keep], minlength=len(walked.vmas))
+    mappings = Mappings(
+        frame=new_row[row[keep]].astype(np.uint32), page=page[keep], flags=flags[keep]
+    )
     return Snapshot(
         meta=Metadata(
             kind=info.kind,
@@ -130,20 +158,19 @@ def collect(
             rules=rules,
             settings=settings,
             settings_source=source,
-            counters=target.counters(),
+            counters=counters,
             sizeof=info.sizeof,
             question="mergeable_only" if mergeable_only else "merge_any",
             selection=selection.words(),
             unreadable=dict(unreadable),
+            lost=walked.lost,
             notes=list(info.notes),
             total_ram_pages=info.total_ram_pages,
         ),
-        processes=_process_table(processes),
+        processes=_process_table(walked.processes),
         vmas=_vma_table(walked, counts, entries),
-        mappings=Mappings(
-            frame=new_row[row[keep]].astype(np.uint32), page=page[keep], flags=flags[keep]
-        ),
-        frames=with_memcmp_order(target, frames, rules, flags[keep]),
+        mappings=mappings,
+        frames=with_memcmp_order(target, frames, rules, mappings, settings, exact=exact),
         compounds=compounds,
     )
 
@@ -152,12 +179,22 @@ def _walk(
     target: Target, processes: list[Process], mergeable_only: bool, progress: Progress | None
 ) -> _Walked:
     walked = _Walked()
-    for row, process in enumerate(processes):
-        vmas = target.vmas(process, mergeable_only=mergeable_only)
-        scanned = [i for i, vma in enumerate(vmas) if not vma.reason and vma.has_anon]
-        walked.add(row, vmas, target.walk(process, [vmas[i] for i in scanned]), scanned)
+    for done, process in enumerate(processes):
+        reason = process.unreadable
+        if not reason:
+            try:
+                only = mergeable_only or not process.selected
+                vmas = target.vmas(process, mergeable_only=only)
+                scanned = [i for i, vma in enumerate(vmas) if not vma.reason and vma.has_anon]
+                found = target.walk(process, [vmas[i] for i in scanned])
+            except Unreadable as error:
+                reason = error.reason
+            else:
+                walked.add(process, vmas, found, scanned)
+        if reason:
+            walked.lost.append(f"pid {process.pid} ({process.comm}): {reason}")
         if progress is not None:
-            progress("walking page tables", row + 1, len(processes))
+            progress("walking page tables", done + 1, len(processes))
     return walked
 
 
@@ -188,7 +225,12 @@ def _compounds(table: FrameTable, rows: NDArray[np.int64]) -> tuple[Compounds, U
     compound = np.full(len(rows), NO_COMPOUND, np.uint32)
     compound[large] = np.cumsum(first) - 1
     return (
-        Compounds(head=table.head[one], pages=table.head_pages[one], pinned=table.head_pinned[one]),
+        Compounds(
+            head=table.head[one],
+            pages=table.head_pages[one],
+            pinned=table.head_pinned[one],
+            pmd_mapcount=table.head_pmd_mapcount[one],
+        ),
         compound,
     )
 
@@ -212,6 +254,7 @@ def _process_table(processes: list[Process]) -> Processes:
         uid=np.array([p.uid for p in processes], np.uint32),
         start_time=np.array([p.start_time for p in processes], np.uint64),
         registered=np.array([p.registered for p in processes], np.bool_),
+        selected=np.array([p.selected for p in processes], np.bool_),
         observed={
             name: np.array([p.observed[name] for p in processes], np.int64)
             for name in sorted(names)

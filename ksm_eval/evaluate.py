@@ -34,9 +34,7 @@ def open_target(
     )
 
 
-def evaluate_snapshot(
-    snapshot: Snapshot, overrides: Mapping[str, Any] | None = None
-) -> Report:
+def evaluate_snapshot(snapshot: Snapshot, overrides: Mapping[str, Any] | None = None) -> Report:
     """Replay ksmd on a snapshot and report.
 
     `overrides` replaces settings by their /sys/kernel/mm/ksm names.

@@ -1,53 +1,129 @@
-"""The order of the frames' contents, for kernels on which the shape of ksmd's trees matters."""
+"""The order of the frames' contents, for passes in which the shape of ksmd's trees matters."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ksm_eval.replay.rules import Rules
-from ksm_eval.snapshot import U8, U64, FrameFlag, Frames, MappingFlag, has
+from ksm_eval.replay.rules import Rules, Settings
+from ksm_eval.snapshot import (
+    I64,
+    NO_COMPOUND,
+    U32,
+    U64,
+    FrameFlag,
+    Frames,
+    MappingFlag,
+    Mappings,
+    Snapshot,
+    has,
+)
 from ksm_eval.target import Target
 
 WINDOW = 64  # bytes
 
+Read: TypeAlias = Callable[[int], bytes]
+"""Row of a list of pages -> the contents of that page."""
 
-def with_memcmp_order(target: Target, frames: Frames, rules: Rules, flags: U8) -> Frames:
-    """Add the memcmp rank of the contents where the shape of ksmd's trees decides."""
-    poisoned = rules.prot_none_unreadable and bool(has(flags, MappingFlag.PROT_NONE).any())
-    if not poisoned:
+
+def with_memcmp_order(
+    target: Target,
+    frames: Frames,
+    rules: Rules,
+    mappings: Mappings,
+    settings: Settings,
+    *,
+    exact: bool,
+) -> Frames:
+    """Add the memcmp rank of the contents where the shape of ksmd's trees decides.
+
+    Always where it decides the settled state. With `exact` also where it decides single
+    passes: a THP split that takes a zero page out of the unstable tree, and chains, which a
+    search prunes on its way.
+    """
+    needed = rules.prot_none_unreadable and bool(has(mappings.flags, MappingFlag.PROT_NONE).any())
+    if exact and not needed:
+        zero = has(frames.flags, FrameFlag.ZERO) & (frames.compound != NO_COMPOUND)
+        needed = rules.zero_remap_at_split and bool(zero.any())
+        _, content = np.unique(frames.hash, return_inverse=True)
+        of_content = np.bincount(content[mappings.frame], minlength=1)
+        needed = needed or bool((of_content > settings.max_page_sharing).any())
+    if not needed:
         return frames
+    hashes, rows = _one_each(frames)
+    order = memcmp_order(target, frames.pfn[rows])
+    return replace(frames, order=_ranks(frames, hashes, hashes[order]))
+
+
+def common_order(samples: Sequence[tuple[Target, Snapshot]]) -> list[Snapshot]:
+    """The snapshots of one series with ranks that mean the same contents in all of them.
+
+    The targets must be open, and the snapshots collected with one `seed`. Each content is
+    read from the first sample that has it.
+    """
+    first: dict[int, tuple[Target, int]] = {}
+    for target, snapshot in samples:
+        hashes, rows = _one_each(snapshot.frames)
+        for key, pfn in zip(hashes.tolist(), snapshot.frames.pfn[rows].tolist(), strict=True):
+            first.setdefault(key, (target, pfn))
+    hashes = np.fromiter(first, np.uint64, len(first))
+    places = list(first.values())
+
+    def read(row: int) -> bytes:
+        target, pfn = places[row]
+        return target.read_pages(pfn, 1)
+
+    page_size = samples[0][0].info.page_size if samples else 0
+    ascending = hashes[_sorted(read, len(places), page_size)]
+    return [
+        replace(s, frames=replace(s.frames, order=_ranks(s.frames, np.sort(hashes), ascending)))
+        for _, s in samples
+    ]
+
+
+def _one_each(frames: Frames) -> tuple[U64, I64]:
+    """The distinct readable contents, ascending by hash, and a frame of each."""
     readable = np.flatnonzero(~has(frames.flags, FrameFlag.UNREADABLE))
-    by_hash = readable[np.argsort(frames.hash[readable], kind="stable")]
-    hashes = frames.hash[by_hash]
-    first = np.append(True, hashes[1:] != hashes[:-1]) if len(hashes) else np.empty(0, np.bool_)
-    one_each = by_hash[first]
-    rank = np.zeros(len(one_each), np.uint32)
-    rank[memcmp_order(target, frames.pfn[one_each])] = np.arange(len(one_each), dtype=np.uint32)
+    hashes, first = np.unique(frames.hash[readable], return_index=True)
+    return hashes, readable[first]
+
+
+def _ranks(frames: Frames, hashes: U64, ascending: U64) -> U32:
+    """The rank of each frame; `hashes` sorted by value, `ascending` the same by contents."""
     order = np.zeros(len(frames), np.uint32)
-    order[by_hash] = rank[np.cumsum(first) - 1]
-    return replace(frames, order=order)
+    if len(hashes):
+        rank = np.zeros(len(hashes), np.uint32)
+        rank[np.searchsorted(hashes, ascending)] = np.arange(len(hashes), dtype=np.uint32)
+        readable = ~has(frames.flags, FrameFlag.UNREADABLE)
+        order[readable] = rank[np.searchsorted(hashes, frames.hash[readable])]
+    return order
 
 
 def memcmp_order(target: Target, pfns: U64) -> NDArray[np.int64]:
-    """The permutation that sorts these frames by their contents as memcmp() does.
+    """The permutation that sorts these frames by their contents as memcmp() does."""
+    numbers = pfns.tolist()
+    return _sorted(lambda row: target.read_pages(numbers[row], 1), len(pfns), target.info.page_size)
 
-    Contents are compared WINDOW bytes at a time, and only frames that are still equal are
+
+def _sorted(read: Read, count: int, page_size: int) -> NDArray[np.int64]:
+    """Contents are compared WINDOW bytes at a time, and only pages that are still equal are
     read again, where they first differ: a few passes, and never more than WINDOW bytes a
-    frame and two pages in memory.
+    page and two pages in memory.
     """
-    order = np.arange(len(pfns), dtype=np.int64)
-    groups = [(0, len(pfns), 0)]  # [start, end) of `order`, equal in their first bytes
+    order = np.arange(count, dtype=np.int64)
+    groups = [(0, count, 0)]  # [start, end) of `order`, equal in their first bytes
     while groups:
         start, end, offset = groups.pop()
         rows = order[start:end].copy()
         if offset:
-            offset = _first_difference(target, pfns[rows])
-        if offset >= target.info.page_size:
+            offset = _first_difference(read, rows.tolist(), page_size)
+        if offset >= page_size:
             continue
-        windows = [target.read_pages(p, 1)[offset : offset + WINDOW] for p in pfns[rows].tolist()]
+        windows = [read(row)[offset : offset + WINDOW] for row in rows.tolist()]
         ranked = sorted(range(len(rows)), key=windows.__getitem__)
         order[start:end] = rows[ranked]
         first = 0
@@ -59,12 +135,12 @@ def memcmp_order(target: Target, pfns: U64) -> NDArray[np.int64]:
     return order
 
 
-def _first_difference(target: Target, pfns: U64) -> int:
-    """Offset of the first byte in which these frames are not all equal; the page size if none."""
-    common = target.info.page_size
-    reference = np.frombuffer(target.read_pages(int(pfns[0]), 1), np.uint8)
-    for pfn in pfns[1:].tolist():
-        contents = np.frombuffer(target.read_pages(pfn, 1), np.uint8)
+def _first_difference(read: Read, rows: Sequence[int], page_size: int) -> int:
+    """Offset of the first byte in which these pages are not all equal; the page size if none."""
+    common = page_size
+    reference = np.frombuffer(read(rows[0]), np.uint8)
+    for row in rows[1:]:
+        contents = np.frombuffer(read(row), np.uint8)
         different = contents[:common] != reference[:common]
         if different.any():
             common = int(different.argmax())

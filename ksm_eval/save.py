@@ -44,6 +44,7 @@ _ARRAYS = {  # member -> dtype, columns: None for one dimension
     "processes.uid": ("<u4", None),
     "processes.start_time": ("<u8", None),
     "processes.registered": ("|b1", None),
+    "processes.selected": ("|b1", None),
     "processes.observed": ("<i8", 0),  # a row per name in the header, a column per process
     "vmas.process": ("<u4", None),
     "vmas.start": ("<u8", None),
@@ -63,6 +64,7 @@ _ARRAYS = {  # member -> dtype, columns: None for one dimension
     "compounds.head": ("<u8", None),
     "compounds.pages": ("<u4", None),
     "compounds.pinned": ("|b1", None),
+    "compounds.pmd_mapcount": ("<u4", None),
 }
 _OPTIONAL = {"frames.order": ("<u4", None)}
 

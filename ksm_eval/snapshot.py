@@ -87,6 +87,7 @@ class Processes:
     uid: U32  # real uid, as seen in the initial user namespace
     start_time: U64  # task_struct.start_boottime, ns
     registered: NDArray[np.bool_]  # has a ksm mm_slot: ksmd already scans it
+    selected: NDArray[np.bool_]  # False: here only because ksmd works on it already
     observed: dict[
         str, I64
     ]  # ksm_rmap_items, ksm_merging_pages, ksm_zero_pages; absent: no such member
@@ -149,6 +150,7 @@ class Compounds:
     head: U64  # PFN of the head page
     pages: U32  # 1 << order
     pinned: NDArray[np.bool_]  # references beyond its mappings: cannot be split
+    pmd_mapcount: U32  # processes of the whole system that map it by a PMD
 
     def __len__(self) -> int:
         return len(self.head)
@@ -173,6 +175,7 @@ class Metadata:
     question: str  # "merge_any" (as if PR_SET_MEMORY_MERGE) or "mergeable_only"
     selection: list[str] = field(default_factory=list)  # as on the command line
     unreadable: dict[str, int] = field(default_factory=dict)  # reason -> pages
+    lost: list[str] = field(default_factory=list)  # processes of which nothing can be said
     notes: list[str] = field(default_factory=list)  # what a reader must know, a line each
     total_ram_pages: int = 0
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from ksm_eval.replay.rules import Rules, Settings
 from ksm_eval.snapshot import (
@@ -91,6 +93,17 @@ class Builder:
         pairs = [(frame, flags) for frame in mapped]
         self.vmas.append((self.processes - 1, vma_flags, pairs))
 
+    def _pmd_mapcount(self, mapped: list[tuple[int, int]]) -> NDArray[np.uint32]:
+        """Processes that map each compound whole: those of any of its pages, and if there
+        are some, all outside mappers too."""
+        whole = [0] * len(self.compounds)
+        huge = Counter(frame for frame, flag in mapped if flag & MappingFlag.HUGE)
+        for frame, mappers in huge.items():
+            compound = self.frames[frame][3]
+            if compound != NO_COMPOUND:
+                whole[compound] = max(whole[compound], mappers + self.outside[frame])
+        return np.array(whole, np.uint32)
+
     def build(self, settings: Settings | None = None) -> Snapshot:
         n = len(self.frames)
         every = [pair for _, _, pairs in self.vmas for pair in pairs]
@@ -134,6 +147,7 @@ class Builder:
                 uid=np.zeros(self.processes, np.uint32),
                 start_time=np.arange(self.processes, dtype=np.uint64),
                 registered=np.zeros(self.processes, np.bool_),
+                selected=np.ones(self.processes, np.bool_),
                 observed=observed,
             ),
             vmas=Vmas(
@@ -164,6 +178,7 @@ class Builder:
                 head=np.arange(len(self.compounds), dtype=np.uint64),
                 pages=np.array([pages for pages, _ in self.compounds], np.uint32),
                 pinned=np.array([pinned for _, pinned in self.compounds], np.bool_),
+                pmd_mapcount=self._pmd_mapcount(every),
             ),
         )
 

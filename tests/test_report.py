@@ -80,6 +80,7 @@ def report(**changes: Any) -> Report:
             frames_unreadable=0,
             entries_lost=0,
             share_unreadable=0.0,
+            processes_lost=(),
             reasons={},
         ),
         settings={
@@ -106,7 +107,9 @@ def report(**changes: Any) -> Report:
             frames_freed=11457,
             bytes_freed=46927872,
             frames_freed_by={"merged": 10000, "zero": 0, "thp_zero": 1457},
+            frames_merged_now=0,
             metadata_bytes=3748288,
+            metadata_bytes_now=0,
             net_bytes=43179584,
             thps=20,
             thps_split=16,
@@ -298,6 +301,7 @@ def test_incomplete_comes_before_all_figures() -> None:
         frames_unreadable=2,
         entries_lost=512,
         share_unreadable=515 / 1512,
+        processes_lost=("pid 7 (\x1b[31mevil): its VMAs cannot be read",),
         reasons={"filtered by makedumpfile": 2, "page table not in the dump": 512},
     )
     text = to_terminal(report(completeness=incomplete))

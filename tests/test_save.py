@@ -66,6 +66,7 @@ def snapshot() -> Snapshot:
             uid=np.array([0, 1000], np.uint32),
             start_time=np.array([1, 2], np.uint64),
             registered=np.array([True, False]),
+            selected=np.array([True, True]),
             observed={"ksm_rmap_items": np.array([5, 6], np.int64)},
         ),
         vmas=Vmas(
@@ -95,6 +96,7 @@ def snapshot() -> Snapshot:
             head=np.array([512], np.uint64),
             pages=np.array([512], np.uint32),
             pinned=np.array([False]),
+            pmd_mapcount=np.array([2], np.uint32),
         ),
     )
 
@@ -156,6 +158,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
             uid=column(0, 2**32 - 1, n_processes, np.uint32),
             start_time=column(0, 2**64 - 1, n_processes, np.uint64),
             registered=column(0, 1, n_processes, np.bool_),
+            selected=column(0, 1, n_processes, np.bool_),
             observed={
                 name: column(-(2**63), 2**63 - 1, n_processes, np.int64)
                 for name in draw(st.lists(ANY_TEXT, max_size=2, unique=True))
@@ -191,6 +194,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
             head=pfn[:n_compounds].copy(),
             pages=np.full(n_compounds, 512, np.uint32),
             pinned=column(0, 1, n_compounds, np.bool_),
+            pmd_mapcount=column(0, 2**32 - 1, n_compounds, np.uint32),
         ),
     )
 

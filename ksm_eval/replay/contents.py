@@ -102,22 +102,6 @@ def blocked_mappings(snapshot: Snapshot) -> U8 | None:
     return blocked
 
 
-def pmd_mappers(snapshot: Snapshot) -> I64:
-    """Processes that map each compound page by PMD, shape (C,).
-
-    Mappers outside the selection are taken for PMD mappers where a selected one is.
-    """
-    frames = snapshot.frames
-    huge = snapshot.mappings.frame[(snapshot.mappings.flags & MappingFlag.HUGE) != 0]
-    mappers = np.bincount(huge, minlength=len(frames))
-    outside = np.maximum(frames.mapcount.astype(np.int64) - mappings_of(snapshot), 0)
-    mappers[mappers > 0] += outside[mappers > 0]
-    rows = np.flatnonzero(in_compound(snapshot))
-    most = np.zeros(len(snapshot.compounds), np.int64)
-    np.maximum.at(most, frames.compound[rows], mappers[rows])
-    return most
-
-
 def remappable(snapshot: Snapshot, positions: I64) -> NDArray[np.bool_]:
     """try_to_map_unused_to_zeropage() (mm/migrate.c, 6.12+) spares mlocked VMAs: those
     of these mappings it does not spare."""

@@ -148,7 +148,7 @@ def _settle(ksmd: Ksmd) -> _Settled:
     while ksmd.passes < 4 and (ksmd.passes < 3 or ksmd.event_pass == ksmd.passes):
         ksmd.full_scan()
     state = np.frombuffer(bytes(ksmd.state), np.uint8)
-    if ksmd.trees is not None or ksmd.event_pass == ksmd.passes:
+    if ksmd.poisoned or ksmd.event_pass == ksmd.passes:
         moving = (state != STABLE) & (state != FREED)
     else:
         moving = _still_moving(ksmd, state)
@@ -200,5 +200,10 @@ def _still_moving(ksmd: Ksmd, state: NDArray[np.uint8]) -> NDArray[np.bool_]:
         # A page that started over (7.3) is skipped in other passes than the rest.
         young = np.frombuffer(ksmd.age, np.uint8)[rest] < ksmd.passes
         moving_content[content[young & ~ksmd.orphaned()[rest]]] = True
+    unsplit = np.append(np.frombuffer(bytes(ksmd.split), np.uint8), 1)[compound] == 0
+    if (moving_content[content] & unsplit & ~blocked).any():
+        # Such a split takes zero subpages with it.
+        for items in ksmd.zero_subpages.values():
+            moving_content[[ksmd.content[ksmd.frame[i]] for i in items]] = True
     moving[rest] = moving_content[content]
     return moving

@@ -1,8 +1,8 @@
 """ksmd, visit by visit: the reference. About a million visits a second.
 
 Mirrors mm/ksm.c from scan_get_next_rmap_item() down; what differs between kernels comes
-from Rules. Memory does not change between the passes, so a red-black tree is a dictionary
-except where a search can end at an item it only passes (`_search_tree`).
+from Rules. A red-black tree is a dictionary except where a search can end at an item that it
+only passes, or prune a chain that it only passes: then it needs `Frames.order`.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class Replay:
     passes: list[PassResult]
     outcome: Outcome
     split_failures: int  # attempts to split a compound page in vain
+    inexact: list[int]  # passes that needed the order of the contents, which is not known
 
 
 def simulate(snapshot: Snapshot, settings: Settings, passes: int) -> Replay:
@@ -48,13 +49,19 @@ def simulate(snapshot: Snapshot, settings: Settings, passes: int) -> Replay:
     Frames that are KSM pages already are stable nodes with all their selected mappings
     attached; rmap_items of other mappings start anew. Raises TargetError if the outcome
     depends on the order of contents and the snapshot does not tell it.
+
+    `Frames.order` (collect(exact=True)) makes every pass exact. Without it, passes in which a
+    THP split took a zero page out of the unstable tree (6.12+) may have some pages_unshared
+    that are pages_volatile on the kernel, or merge some a pass early: `inexact` names them.
     """
     ksmd = Ksmd(snapshot, settings)
-    results = []
-    for _ in range(passes):
+    results, inexact = [], []
+    for number in range(1, passes + 1):
         ksmd.full_scan()
         results.append(ksmd.result())
-    return Replay(results, ksmd.outcome(), ksmd.split_failures)
+        if ksmd.shape_unknown == ksmd.passes:
+            inexact.append(number)
+    return Replay(results, ksmd.outcome(), ksmd.split_failures, inexact)
 
 
 class Ksmd(State):
@@ -62,34 +69,41 @@ class Ksmd(State):
 
     def full_scan(self) -> None:
         """One pass (ksm_scan.seqnr)."""
-        self.passes += 1
-        self.stable.now += max(1, self.stable.prune_millisecs)
-        self.unstable.clear()
-        self.tree_nodes.clear()
-        if self.trees:
-            self.trees.clear()
+        self.start_pass()
         start = 0
         if self.passes == 2:
             for item, compound in sorted(self.other_splits):
                 end = bisect_left(self.visits, item)
-                self._scan(self.visits[start:end])
+                self.scan(self.visits[start:end])
                 start = end
                 if not self.split[compound]:
                     self._split(compound)
-        self._scan(self.visits[start:])
+        self.scan(self.visits[start:])
         if self.counter_pass == self.passes and FREED in self.state:
             self.visits = [i for i in self.visits if self.state[i] != FREED]
+
+    def start_pass(self) -> None:
+        """The unstable trees are emptied; items keep their state until their next visit."""
+        self.passes += 1
+        self.stable.now += max(1, self.stable.prune_millisecs)
+        self.unstable.clear()
+        self.tree_nodes.clear()
+        self.trees.clear()
+        # Only a split in this pass can make a waiting page unreadable.
+        self.shaped = self.poisoned or (self.has_order and bool(self.zero_subpages))
 
     def _event(self) -> None:
         self.event_pass = self.counter_pass = self.passes
 
-    def _scan(self, visits: Sequence[int]) -> None:
+    def scan(self, visits: Sequence[int]) -> None:
         """scan_get_next_rmap_item() and cmp_and_merge_page() for each visit."""
         frame, state, content, checksum = self.frame, self.state, self.content, self.checksum
         node_of, age, skips, unstable = self.node, self.age, self.skips, self.unstable
+        item_node, rank, numa, shaped = self.item_node, self.rank, self.numa, self.shaped
         stable_tree, search = self.stable.tree, self.stable.search
         smart, checksum_first = self.smart_scan, self.rules.checksum_first
-        use_zero, is_zero, shaped = self.use_zero_pages, self.is_zero, self.trees is not None
+        use_zero, is_zero, reset = self.use_zero_pages, self.is_zero, self.rules.reset_on_leave
+        in_trees = self.has_order  # a search also prunes what it passes
         unshared, scanned, skipped = 0, 0, 0  # changes; the counters follow at the end
         for i in visits:
             f = frame[i]
@@ -98,7 +112,7 @@ class Ksmd(State):
                 self._free(i)
                 continue
             node = node_of[f]
-            if node == ORDINARY and smart:
+            if node == ORDINARY and smart and not (reset and state[i] == STABLE):
                 a = age[i]
                 if a < MAX_AGE:
                     age[i] = a + 1
@@ -109,30 +123,31 @@ class Ksmd(State):
                         if state[i] == UNSTABLE:
                             state[i] = IDLE
                             unshared -= 1
+                        elif state[i] == STABLE:
+                            self._detach(i)
                         continue
                     skips[i] = SKIPS[a]
             scanned += 1
-            if node >= 0 and state[i] == STABLE:
+            if node >= 0 and item_node[i] == node:
                 continue
             if not state[i]:
                 state[i] = IDLE
                 self.items += 1
                 self.counter_pass = self.passes
             c = content[f]
-            if node >= 0 or not checksum_first:
-                # A KSM page that was forked, or until 6.10 any page that is in the tree.
-                found = stable_tree.get(c)
-                target = node if node >= 0 else -1 if found is None else search(found)
-                if target >= 0:
-                    if state[i] == UNSTABLE:
-                        state[i] = IDLE
-                        unshared -= 1
-                    if target == node or self._mergeable(i, f):
-                        self._attach(i, f, target)
-                    continue
+            target = node
+            if node < 0 and not checksum_first and (in_trees or c in stable_tree) and c >= 0:
+                target = search(c, rank[f], numa[f])
             if state[i] == UNSTABLE:
                 state[i] = IDLE
                 unshared -= 1
+            elif state[i] == STABLE:
+                self._detach(i)
+            if target >= 0:
+                # A KSM page that was forked, or until 6.10 any page that is in the tree.
+                if target == node or self._mergeable(i, f):
+                    self._attach(i, f, target)
+                continue
             if checksum[i] != c or c < 0:
                 checksum[i] = c
                 continue
@@ -142,8 +157,8 @@ class Ksmd(State):
                 self.zero += 1
                 self._event()
                 continue
-            if checksum_first and (found := stable_tree.get(c)) is not None:
-                target = search(found)
+            if checksum_first and (in_trees or c in stable_tree):
+                target = search(c, rank[f], numa[f])
                 if target >= 0:
                     if self._mergeable(i, f):
                         self._attach(i, f, target)
@@ -153,18 +168,44 @@ class Ksmd(State):
             elif (twin := unstable.setdefault(c, i)) == i:
                 state[i] = UNSTABLE
                 unshared += 1
-            if twin != i and frame[twin] != f and frame[twin] >= 0:
-                unshared -= self._merge_two(i, f, twin)
+            if twin != i and frame[twin] != f:
+                if frame[twin] >= 0:
+                    unshared -= self._merge_two(i, f, twin)
+                else:
+                    self.shape_unknown = self.passes
         self.unshared += unshared
         self.scanned += scanned
         self.skipped += skipped
 
     def _free(self, i: int) -> None:
         """get_next_rmap_item(): the address was not offered, its rmap_item goes."""
+        if self.state[i] == STABLE:
+            self._detach(i)
         if self.state[i] != NEW:
             self.items -= 1
             self._event()
         self.state[i] = FREED
+
+    def _detach(self, i: int) -> None:
+        """remove_rmap_item_from_tree() of an item whose page is its stable node's no more."""
+        node = self.item_node[i]
+        if node in self.stable.stale:
+            self.stable.remove(node)
+            return
+        self.stable.detach(node)
+        self.left_node(i)
+
+    def left_node(self, i: int) -> None:
+        """What remains of an item that was attached to a stable node."""
+        self.state[i] = IDLE
+        self.item_node[i] = -1
+        if self.rules.reset_on_leave:
+            self._reset(i)
+
+    def _reset(self, i: int) -> None:
+        """7.3: linear_page_index shares the word of oldchecksum, age and remaining_skips."""
+        self.checksum[i] = -1
+        self.age[i] = self.skips[i] = 0
 
     def _mergeable(self, i: int, f: int) -> bool:
         """try_to_merge_one_page() as far as it can fail: split, then write_protect_page()."""
@@ -190,6 +231,8 @@ class Ksmd(State):
         for i in self.zero_subpages.pop(compound, ()):
             self.mapped[self.frame[i]] -= 1
             self.frame[i] = REMAPPED
+            if self.state[i] == UNSTABLE and not self.shaped:
+                self.shape_unknown = self.passes
         return True
 
     def _move(self, i: int, f: int) -> None:
@@ -203,6 +246,7 @@ class Ksmd(State):
             self._move(i, self.ksm_frame[node])
         self.stable.attach(node)
         self.state[i] = STABLE
+        self.item_node[i] = node
         self._event()
 
     def _merge_two(self, i: int, f: int, twin: int) -> int:
@@ -220,9 +264,9 @@ class Ksmd(State):
             self._undo(i, f)
             return 0
         self.unstable.pop(self.content[f], None)
-        if self.trees is not None:
+        if twin in self.tree_nodes:
             self.trees[self.numa[other]].erase(self.tree_nodes.pop(twin))
-        node = self.stable.insert(self.content[f])
+        node = self.stable.insert(self.content[f], self.rank[f], self.numa[f])
         self.ksm_frame.append(f)
         self.node[f] = node
         self._attach(twin, other, node)
@@ -241,13 +285,11 @@ class Ksmd(State):
             self.compound.append(-1)
             self.mapped.append(0)
             for column in (self.content, self.is_zero, self.numa, self.rank):
-                if column is not None:
-                    column.append(column[f])
+                column.append(column[f])
             self._move(i, copy)
             self.event_pass = self.passes
         if self.rules.reset_on_leave:
-            self.checksum[i] = -1
-            self.age[i] = self.skips[i] = 0
+            self._reset(i)
 
     def _search_tree(self, i: int, f: int) -> int:
         """unstable_tree_search_insert() in a real tree: the twin, or i itself if there is none.
@@ -255,8 +297,6 @@ class Ksmd(State):
         6.1.y: get_mergeable_page() refuses PROT_NONE pages, on all kernels a page that was
         remapped since: meeting one anywhere on the way down ends the visit.
         """
-        assert self.trees is not None
-        assert self.rank is not None
         tree = self.trees.setdefault(self.numa[f], RedBlackTree())
         unreadable = self.prot_none if self.rules.prot_none_unreadable else bytes(len(self.frame))
         rank, parent, at, left = self.rank[f], None, tree.root, False

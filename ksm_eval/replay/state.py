@@ -16,7 +16,6 @@ from ksm_eval.replay.contents import (
     contents,
     in_compound,
     mappings_of,
-    pmd_mappers,
     poisoned,
     remappable,
 )
@@ -71,10 +70,15 @@ class State:
         self.rules = rules
         self.use_zero_pages = settings.use_zero_pages
         self.smart_scan = settings.smart_scan and rules.smart_scan
-        self.stable = StableTree(
-            settings.max_page_sharing, settings.stable_node_chains_prune_millisecs
-        )
         self.positions = np.arange(len(snapshot.mappings)) if positions is None else positions
+        self.has_order = snapshot.frames.order is not None and positions is None
+        self.stable = StableTree(
+            settings.max_page_sharing,
+            settings.stable_node_chains_prune_millisecs,
+            collapse_always=rules.checksum_first,
+            drop=self._drop,
+            shaped=self.has_order,
+        )
         self.passes = 0
         self.split_failures = 0  # of compound pages of any size
         self.event_pass = 0  # the last one with something that is never undone
@@ -87,9 +91,10 @@ class State:
         self._adopt_ksm_frames()
         # The tree of this pass: item by content, or the real one where its shape decides.
         self.unstable: dict[int, int] = {}
-        poisoned(snapshot)  # refuses what cannot be replayed
-        shaped = snapshot.frames.order is not None and positions is None
-        self.trees: dict[int, RedBlackTree] | None = {} if shaped else None
+        self.poisoned = poisoned(snapshot)  # refuses what cannot be replayed
+        self.shaped = self.poisoned  # this pass needs the real tree
+        self.shape_unknown = 0  # the last pass that needed it, and the order was not known
+        self.trees: dict[int, RedBlackTree] = {}
         self.tree_nodes: dict[int, Node] = {}
 
     def _load_frames(self, across_nodes: bool) -> None:
@@ -107,7 +112,7 @@ class State:
         self.mapped = np.maximum(frames.mapcount, mappings_of(snapshot))[rows].tolist()
         self.node = [ORDINARY] * len(rows)  # stable node of each frame
         self.ksm_frame: list[int] = []  # frame of each stable node
-        self.rank = None if frames.order is None else frames.order[rows].tolist()
+        self.rank = [0] * len(rows) if frames.order is None else frames.order[rows].tolist()
         self.numa = [0] * len(rows) if across_nodes else frames.node[rows].tolist()
 
     def _load_items(self) -> None:
@@ -120,6 +125,7 @@ class State:
         self.state = bytearray(n)
         self.age = bytearray(n)
         self.skips = bytearray(n)
+        self.item_node = [-1] * n  # stable node it is attached to, where STABLE
         self.checksum = [-1] * n  # content at the last visit; -1: none, or as if changed
         self.visits: Sequence[int] = range(n)  # in scan order; may be narrowed between passes
 
@@ -127,7 +133,7 @@ class State:
         snapshot, compounds = self.snapshot, self.snapshot.compounds
         self.split = bytearray(len(compounds))
         self.unsplittable = compounds.pinned.astype(np.uint8).tobytes()
-        mappers = pmd_mappers(snapshot) if self.rules.pmd_at_a_time else np.empty(0, np.int64)
+        mappers = compounds.pmd_mapcount if self.rules.pmd_at_a_time else np.empty(0, np.uint32)
         several = np.flatnonzero(mappers > 1)
         self.pmds = dict(zip(several.tolist(), mappers[several].tolist(), strict=True))
         # The items that lose their page when a compound page is split (6.12+).
@@ -145,11 +151,18 @@ class State:
         frame = np.array(self.frame, np.int64)
         count = np.bincount(frame, minlength=len(self.rows))
         for f in ksm.tolist():
-            self.node[f] = self.stable.adopt(self.content[f], int(count[f]), self.mapped[f])
+            where = self.content[f], self.rank[f], self.numa[f]
+            self.node[f] = self.stable.adopt(*where, int(count[f]), self.mapped[f])
             self.ksm_frame.append(f)
         attached = np.isin(frame, ksm)
         self.items = int(attached.sum())
         self.state = bytearray(np.where(attached, STABLE, NEW).astype(np.uint8).tobytes())
+        self.item_node = np.where(attached, np.array(self.node, np.int64)[frame], -1).tolist()
+
+    def _drop(self, node: int) -> int:
+        """The items of a stale node leave it; how many they were. Only memory that changes
+        has stale nodes."""
+        raise NotImplementedError
 
     def result(self) -> PassResult:
         """Counters as they are now."""

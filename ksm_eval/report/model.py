@@ -35,7 +35,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Completeness:
-    """What could not be read. Such pages take no part in the prediction."""
+    """What could not be read. Candidates among it are counted as pages that never merge."""
 
     mappings: int  # candidate mappings found
     mappings_unreadable: int  # of these, mappings of unreadable frames
@@ -43,6 +43,7 @@ class Completeness:
     frames_unreadable: int
     entries_lost: int  # page-table entries that could not be read: mappings never found
     share_unreadable: float  # 0 to 1, of all entries that are or may be candidates
+    processes_lost: tuple[str, ...]  # selected, but nothing of them could be read: pid and reason
     reasons: Mapping[str, int]  # reason -> pages
 
 
@@ -70,8 +71,10 @@ class Savings:
     frames_freed: int
     bytes_freed: int
     frames_freed_by: Mapping[str, int]  # "merged", "zero", "thp_zero"; their sum is frames_freed
-    metadata_bytes: int
-    net_bytes: int  # bytes_freed - metadata_bytes
+    frames_merged_now: int  # KSM pages that are there already
+    metadata_bytes: int  # ksmd's records once settled
+    metadata_bytes_now: int  # of these, what a ksmd that has run takes already
+    net_bytes: int  # bytes_freed - (metadata_bytes - metadata_bytes_now)
     thps: int  # THPs with candidate pages
     thps_split: int
     pss_before: int  # of all selected processes' candidate pages

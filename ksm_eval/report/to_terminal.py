@@ -94,7 +94,7 @@ def _heading(console: Console, report: Report) -> None:
 
 def _completeness(console: Console, complete: Completeness) -> None:
     console.print()
-    if not (complete.frames_unreadable or complete.entries_lost):
+    if not (complete.frames_unreadable or complete.entries_lost or complete.processes_lost):
         console.print(
             f"Complete: all {complete.mappings} candidate pages "
             f"({complete.frames} frames) were read."
@@ -104,28 +104,38 @@ def _completeness(console: Console, complete: Completeness) -> None:
         f"INCOMPLETE: {_percent(complete.share_unreadable)} could not be read: "
         f"{complete.frames_unreadable} of {complete.frames} frames, with "
         f"{complete.mappings_unreadable} of {complete.mappings} candidate pages, and "
-        f"{complete.entries_lost} page-table entries. They take no part in what follows.",
+        f"{complete.entries_lost} page-table entries. Pages that could not be read are counted "
+        "as pages that never merge.",
         style="bold red",
     )
+    for process in complete.processes_lost:
+        console.print(_hanging("  ", f"not evaluated at all: {printable(process)}"))
     for reason, pages in sorted(complete.reasons.items(), key=lambda item: -item[1]):
         console.print(_hanging("  ", f"{pages} pages: {reason}"))
 
 
 def _verdict(console: Console, report: Report) -> None:
     savings = report.savings
+    cost = human_bytes(savings.bytes_freed - savings.net_bytes)
+    more = "more " if savings.frames_merged_now else ""
     console.print()
+    if savings.frames_merged_now:
+        console.print(
+            f"ksmd has run here: {_count(savings.frames_merged_now, 'frame', 'frames')} of these "
+            "processes and of those it scans already are KSM pages.",
+            style="bold",
+        )
     if not report.completeness.mappings:
         text = "None of these processes has a page that ksmd would look at."
     elif not savings.frames_freed:
         text = (
-            f"KSM would free nothing here, and cost {human_bytes(savings.metadata_bytes)} "
-            "of its own."
+            f"KSM would free nothing {more or 'here'}".rstrip() + f", and cost {cost} of its own."
         )
     else:
+        frames = _count(savings.frames_freed, f"{more}page frame", f"{more}page frames")
         text = (
-            f"KSM would free {_count(savings.frames_freed, 'page frame', 'page frames')} "
-            f"({human_bytes(savings.bytes_freed)}) and cost "
-            f"{human_bytes(savings.metadata_bytes)} of its own: "
+            f"KSM would free {frames} "
+            f"({human_bytes(savings.bytes_freed)}) and cost {cost} of its own: "
         )
         if savings.net_bytes > 0:
             text += f"{human_bytes(savings.net_bytes)} gained."
@@ -136,7 +146,7 @@ def _verdict(console: Console, report: Report) -> None:
     if profit is not None and profit > savings.net_bytes:
         console.print(
             f"(general_profit will say {human_bytes(profit)}: it counts every mapping as saved, "
-            "also those that share a frame since fork.)"
+            "also those that share a frame since fork, or with others that were not selected.)"
         )
 
 
@@ -212,7 +222,7 @@ def _savings(console: Console, report: Report) -> None:
     for kind, frames in savings.frames_freed_by.items():
         row("  " + printable(_FREED_BY.get(kind, kind)), frames, frames * page_size)
     row("freed", savings.frames_freed, savings.bytes_freed)
-    row("ksmd's own data (rmap_items, stable nodes)", None, -savings.metadata_bytes)
+    row("ksmd's own data (rmap_items, stable nodes)", None, savings.net_bytes - savings.bytes_freed)
     row("net", None, savings.net_bytes)
     row("PSS of the candidate pages, before", None, savings.pss_before)
     row("PSS of the candidate pages, after", None, savings.pss_after)

@@ -46,6 +46,8 @@ class Process:
     registered: bool
     observed: dict[str, int]
     handle: object
+    selected: bool = True  # False: not asked for, but ksmd works on it already
+    unreadable: str = ""  # why nothing more can be said of it; "" if it can
 
 
 @dataclass(frozen=True)
@@ -81,10 +83,11 @@ class FrameTable:
     head: U64  # PFN of the compound head, or the PFN itself
     head_pages: U32  # pages of the compound, 1 if none
     head_pinned: NDArray[np.bool_]
+    head_pmd_mapcount: U32  # mappings of the compound as a whole
 
 
 class Unreadable(Exception):
-    """Raised by Target.read_pages: `reason` is one short phrase."""
+    """Memory of the target that is not there: `reason` is one short phrase."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -118,14 +121,17 @@ class Target(Protocol):
     def counters(self) -> dict[str, int]:
         """The target's own counters by sysfs name, those that are readable."""
 
-    def processes(self, selection: Selection) -> list[Process]:
-        """Selected mms in ksmd's scan order; UsageError for what does not exist."""
+    def processes(self, selection: Selection, *, with_registered: bool = False) -> list[Process]:
+        """Selected mms in ksmd's scan order; UsageError for what does not exist.
+        `with_registered` adds the others that ksmd scans already."""
 
     def vmas(self, process: Process, *, mergeable_only: bool) -> list[Vma]:
-        """All VMAs by address, each with the reason why it is not mergeable, or ""."""
+        """All VMAs by address, each with the reason why it is not mergeable, or "".
+        Raises Unreadable if the list is broken."""
 
     def walk(self, process: Process, vmas: Sequence[Vma]) -> WalkedVmas:
-        """Present, normal entries of the VMAs, in address order."""
+        """Present, normal entries of the VMAs, in address order. Raises Unreadable if the
+        page tables have no beginning."""
 
     def frames(self, pfns: U64) -> FrameTable:
         """struct page of ascending PFNs, in bulk."""

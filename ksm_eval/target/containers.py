@@ -113,6 +113,8 @@ class Container:
 def identify(path: Path) -> Container:
     """Read the headers. ContainerError if this is no usable vmcore; one clear line each."""
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ContainerError(f"{path} is no regular file", "save the vmcore to a file first")
         if path.is_dir():
             raise ContainerError(f"{path} is a directory, not a vmcore", "give the file in it")
         with path.open("rb") as file:

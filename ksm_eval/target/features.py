@@ -11,6 +11,7 @@ import struct
 
 from drgn import FaultError, Program, TypeKind
 
+from ksm_eval.errors import TargetError
 from ksm_eval.replay.rules import Rules
 
 
@@ -96,10 +97,28 @@ def _pmd_at_a_time(prog: Program, notes: list[str]) -> bool:
 
 
 def detect_rules(prog: Program, notes: list[str]) -> Rules:
-    """The rules of this kernel; doubts are added to `notes`."""
+    """The rules of this kernel; doubts are added to `notes`. TargetError if it has no KSM."""
+    if not (
+        has_symbol(prog, "ksm_madvise")
+        or _has_type(prog, "struct ksm_rmap_item")
+        or _has_type(prog, "struct rmap_item")
+    ):
+        raise TargetError(
+            "the target's kernel is built without KSM",
+            "it would have to be built with CONFIG_KSM",
+        )
     folio_walk = has_symbol(prog, "folio_walk_start")  # 6.12+, commit aa39ca6940f1
     maple = has_member(prog, "struct mm_struct", "mm_mt")  # 6.1+
     range_walk = has_symbol(prog, "ksm_next_page_pmd_entry")  # 6.18+ and stable 6.1, 6.12
+    # follow_page() refuses PROT_NONE pages in 6.1 to 6.4, until FOLL_HONOR_NUMA_FAULT made that
+    # the caller's choice (6.5, commit d74943a2f3cd), and only with NUMA balancing: without it
+    # pte_protnone() is constant 0. Since 6.12 it is folio_walk_start(), which takes them.
+    refused = (
+        maple
+        and not folio_walk
+        and enum_value(prog, "FOLL_HONOR_NUMA_FAULT") is None
+        and has_member(prog, "struct task_struct", "numa_faults")
+    )
     item = "struct ksm_rmap_item" if _has_type(prog, "struct ksm_rmap_item") else "struct rmap_item"
     zero_counter = has_symbol(prog, "ksm_zero_pages") or has_member(
         prog, "struct mm_struct", "ksm_zero_pages"
@@ -109,11 +128,8 @@ def detect_rules(prog: Program, notes: list[str]) -> Rules:
         # 6.11 has the checksum first too, but no symbol that shows it; folio_walk is 6.12.
         checksum_first=folio_walk,
         zero_remap_at_split=has_symbol(prog, "split_underused_thp"),
-        prot_none_offered=range_walk or folio_walk or not maple,
-        # Without NUMA balancing pte_protnone() is constant 0, so follow_page() takes them.
-        prot_none_unreadable=maple
-        and not folio_walk
-        and has_member(prog, "struct task_struct", "numa_faults"),
+        prot_none_offered=range_walk or not refused,
+        prot_none_unreadable=refused,
         smart_scan=has_symbol(prog, "ksm_smart_scan") or has_member(prog, item, "remaining_skips"),
         zero_counter=zero_counter,
         pages_scanned=has_symbol(prog, "ksm_pages_scanned") or zero_counter,

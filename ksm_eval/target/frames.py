@@ -295,6 +295,8 @@ def _block(read: Read, layout: PageLayout, pfns: U64, max_pfn: int) -> FrameTabl
     head_pages[rows] = table.pages[position]
     head_pinned = np.zeros(n, np.bool_)
     head_pinned[rows] = pinned
+    head_pmd_mapcount = np.zeros(n, np.uint32)
+    head_pmd_mapcount[rows] = np.maximum(table.entire[position], 0)
     return FrameTable(
         candidate=entry == Entry.CANDIDATE,
         flags=all_flags,
@@ -304,4 +306,5 @@ def _block(read: Read, layout: PageLayout, pfns: U64, max_pfn: int) -> FrameTabl
         head=head,
         head_pages=head_pages,
         head_pinned=head_pinned,
+        head_pmd_mapcount=head_pmd_mapcount,
     )

@@ -95,11 +95,16 @@ class KernelTarget:
     def counters(self) -> dict[str, int]:
         return read_counters(self._prog)
 
-    def processes(self, selection: Selection) -> list[Process]:
-        return select_processes(self._prog, selection)
+    def processes(self, selection: Selection, *, with_registered: bool = False) -> list[Process]:
+        return select_processes(
+            self._prog, selection, self.info.notes, with_registered=with_registered
+        )
 
     def vmas(self, process: Process, *, mergeable_only: bool) -> list[Vma]:
-        return list_vmas(_mm(process), mergeable_only=mergeable_only)
+        try:
+            return list_vmas(_mm(process), mergeable_only=mergeable_only)
+        except (FaultError, ValueError) as error:
+            raise Unreadable("its VMAs cannot be read") from error
 
     @cached_property
     def _paging(self) -> page_table.Paging:
@@ -136,8 +141,10 @@ class KernelTarget:
         return physical // self.info.page_size
 
     def walk(self, process: Process, vmas: Sequence[Vma]) -> WalkedVmas:
-        """Raises FaultError if not even the root of the page tables can be found."""
-        root = virt_to_phys(_mm(process).pgd).value_()
+        try:
+            root = virt_to_phys(_mm(process).pgd).value_()
+        except FaultError as error:
+            raise Unreadable("its page tables cannot be found") from error
         return page_table.walk(self._read_physical, root, vmas, self._layout)
 
     @cached_property
@@ -160,15 +167,17 @@ class KernelTarget:
 
     def _read_physical(self, address: int, size: int) -> bytes:
         try:
-            return self._prog.read(address, size, True)
+            data: bytes = self._prog.read(address, size, True)
         except FaultError as error:
             raise LookupError(error.message) from None
+        return data
 
     def _read_virtual(self, address: int, size: int) -> bytes:
         try:
-            return self._prog.read(address, size)
+            data: bytes = self._prog.read(address, size)
         except FaultError as error:
             raise LookupError(error.message) from None
+        return data
 
     def read_pages(self, pfn: int, count: int) -> bytes:
         size = self.info.page_size
@@ -176,9 +185,10 @@ class KernelTarget:
         if reason:
             raise Unreadable(reason)
         try:
-            return self._prog.read(pfn * size, count * size, True)
+            data: bytes = self._prog.read(pfn * size, count * size, True)
         except FaultError as error:
             raise Unreadable(_fault_reason(error)) from None
+        return data
 
 
 def _mm(process: Process) -> Object:

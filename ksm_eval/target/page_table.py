@@ -210,8 +210,8 @@ def _leaf(
     swap = ~present & (entry != 0)
     if swap.any():
         vma = ranges.index(va[swap])
-        kind = layout.swap_types.entry_of_type()[paging.swap_type(entry[swap])]
-        _count(entries, vma[vma >= 0], kind[vma >= 0], pages)
+        kinds = layout.swap_types.entry_of_type()[paging.swap_type(entry[swap])]
+        _count(entries, vma[vma >= 0], kinds[vma >= 0], pages)
     va, entry = va[present], entry[present]
     pfn = paging.address(entry) >> np.uint64(paging.page_shift)
     flags = _mapping_flags(paging, entry, huge=pages > 1)

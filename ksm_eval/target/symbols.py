@@ -81,7 +81,7 @@ def kallsyms(prog: Program) -> tuple[SymbolFinder, str]:
 
     Tried in order: drgn's loader (/proc/kallsyms, or the tables that VMCOREINFO names,
     Linux 6.0), those tables even on a live kernel, and a search of the kernel image for
-    the tables (5.10). SymbolsError if none gives the addresses of VMCOREINFO.
+    the tables (5.10). SymbolsError if none gives the addresses of VMCOREINFO, and variables.
     """
     loaders: list[tuple[Callable[[Program], SymbolFinder], str]] = [
         (load_vmlinux_kallsyms, "kallsyms")
@@ -97,11 +97,14 @@ def kallsyms(prog: Program) -> tuple[SymbolFinder, str]:
             problems.append(str(error))
             continue
         wrong = mismatch(prog, finder)
-        if not wrong:
+        if wrong:
+            problems.append(f"wrong address of {wrong}")
+        elif not finder(prog, "init_pid_ns", None, True):
+            problems.append("functions only: it was built without CONFIG_KALLSYMS_ALL")
+        else:
             return finder, name
-        problems.append(f"wrong address of {wrong}")
     raise SymbolsError(
-        f"no kernel symbols in the target ({problems[-1]})",
+        f"no usable kernel symbols in the target ({problems[-1]})",
         "give a vmlinux with DWARF, or its System.map, by -s/--symbols",
     )
 

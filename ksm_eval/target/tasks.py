@@ -91,7 +91,7 @@ def _below(groups: dict[int, _Group], roots: set[int]) -> set[int]:
     return found
 
 
-def _registered_mms(prog: Program) -> Iterator[int]:
+def _registered_mms(prog: Program, notes: list[str]) -> Iterator[int]:
     """mm addresses on ksmd's list, in scan order (ksm_mm_head; mm/ksm.c, 5.10 to 7.3)."""
     try:
         try:
@@ -106,7 +106,10 @@ def _registered_mms(prog: Program) -> Iterator[int]:
             for slot in list_for_each_entry(kind, head.address_of_(), "mm_list"):
                 yield slot.mm.value_()
     except (KeyError, LookupError, FaultError):
-        return  # no KALLSYMS_ALL: ksm_mm_head is static
+        # No KALLSYMS_ALL (ksm_mm_head is static), or a slot that is not in the dump.
+        notes.append(
+            "ksmd's list of processes cannot be read: scan order is taken to be by start time"
+        )
 
 
 def _observed(mm: Object) -> dict[str, int]:
@@ -124,22 +127,32 @@ def _observed(mm: Object) -> dict[str, int]:
     return found
 
 
-def _process(group: _Group, cgroup: Callable[[Object], str], registered: bool) -> Process:
+def _process(
+    group: _Group, cgroup: Callable[[Object], str], registered: bool, selected: bool
+) -> Process:
     assert group.mm is not None
     leader = group.leader
     try:
         start = leader.start_boottime.value_()  # 5.5+, commit cf25e24db61c
     except AttributeError:
         start = leader.real_start_time.value_()
+    uid, observed, unreadable = 0, dict[str, int](), ""
+    try:
+        uid = leader.real_cred.uid.val.value_()
+        observed = _observed(group.mm)
+    except FaultError:
+        unreadable = "its mm or credentials cannot be read"
     return Process(
         pid=group.tgid,
         comm=group.comm,
         cgroup=cgroup(leader),
-        uid=leader.real_cred.uid.val.value_(),
+        uid=uid,
         start_time=start,
         registered=registered,
-        observed=_observed(group.mm),
+        observed=observed,
         handle=group.mm,
+        selected=selected,
+        unreadable=unreadable,
     )
 
 
@@ -160,9 +173,17 @@ def _select(
             )
         chosen.add(group.tgid)
     for pattern in selection.comms:
-        matched = {g.tgid for g in groups.values() if g.mm and fnmatchcase(g.comm, pattern)}
-        if not matched:
+        called = [group for group in groups.values() if fnmatchcase(group.comm, pattern)]
+        matched = {group.tgid for group in called if group.mm}
+        if called and not matched and not selection.children:
+            raise UsageError(
+                f"all that is called {pattern!r} in the target has no memory of its own: "
+                "kernel threads or zombies",
+                "choose a process with user memory",
+            )
+        if not called:
             raise UsageError(f"no process is called {pattern!r} in the target")
+        matched = {group.tgid for group in called}
         chosen |= matched
     for wanted in selection.cgroups:
         prefix = "/" + wanted.strip("/")
@@ -184,30 +205,36 @@ def _select(
     return chosen
 
 
-def select_processes(prog: Program, selection: Selection) -> list[Process]:
-    """The selected mms in ksmd's scan order, one entry each.
+def select_processes(
+    prog: Program, selection: Selection, notes: list[str], *, with_registered: bool = False
+) -> list[Process]:
+    """The selected mms in ksmd's scan order, one entry each; with those that ksmd scans
+    already if `with_registered`.
 
     The order is that of ksm_mm_head for mms ksmd knows; the others follow by start
-    time, as if they registered in that order (__ksm_enter, mm/ksm.c).
+    time, as if they registered in that order (__ksm_enter, mm/ksm.c). Doubts go to `notes`.
     Raises UsageError for a selection that names nothing, TargetError for an unreadable list.
     """
     groups = _groups(prog)
     cgroup = _cgroup_paths(prog)
     chosen = _select(groups, selection, cgroup)
-    rank = {mm: position for position, mm in enumerate(_registered_mms(prog))}
+    rank = {mm: position for position, mm in enumerate(_registered_mms(prog, notes))}
+    wanted = {mm.value_() for tgid in chosen if (mm := groups[tgid].mm) is not None}
+    if not wanted:
+        raise UsageError("the selection has no process with memory of its own")
     by_mm: dict[int, Process] = {}
-    for tgid in sorted(chosen):
-        group = groups[tgid]
+    for group in groups.values():
         if group.mm is None:
             continue
         address = group.mm.value_()
-        process = _process(group, cgroup, address in rank)
+        selected = address in wanted
+        if not (selected and group.tgid in chosen) and not (with_registered and address in rank):
+            continue
+        process = _process(group, cgroup, address in rank, selected)
         # CLONE_VM without CLONE_THREAD (vfork): the eldest stands for the mm.
         known = by_mm.get(address)
         if known is None or (process.start_time, process.pid) < (known.start_time, known.pid):
             by_mm[address] = process
-    if not by_mm:
-        raise UsageError("the selection has no process with memory of its own")
     last = len(rank)
     return [
         process

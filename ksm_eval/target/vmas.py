@@ -66,9 +66,12 @@ def list_vmas(mm: Object, *, mergeable_only: bool) -> list[Vma]:
         flags = vma.vm_flags.value_()
         try:
             name = vma_name(vma).decode("utf-8", "backslashreplace")
-            dax = _is_dax(vma)
         except (FaultError, LookupError, AttributeError):
-            name, dax = "?", False  # a page of the file's inode or dentry is not in the dump
+            name = "?"  # a dentry is not in the dump
+        try:
+            dax = _is_dax(vma)
+        except FaultError:
+            dax = False  # by far the likelier; pages of a DAX file itself are no candidates
         vmas.append(
             Vma(
                 start=vma.vm_start.value_(),

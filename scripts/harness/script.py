@@ -1,0 +1,148 @@
+"""The script that a guest's PID 1 carries out (init.c), written by workloads.
+
+Processes and regions are numbers chosen by the workload. Region R is at the same address in
+every process and boot; -1 is below the program, so the first that ksmd sees.
+"""
+
+from __future__ import annotations
+
+KSM = "/sys/kernel/mm/ksm"
+THP = "/sys/kernel/mm/transparent_hugepage"
+HUGE = 512
+
+MERGEABLE = 12  # madvise()
+HUGEPAGE = 14
+NOHUGEPAGE = 15
+DONTNEED = 4
+PAGEOUT = 21
+ANONYMOUS, SHARED, FILE, HUGETLB, DROPPABLE = range(5)  # kinds of regions
+
+
+class Script:
+    """Lines in the order in which they happen."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.processes: list[int] = []  # that run now
+
+    def _say(self, *words: object) -> None:
+        self.lines.append(" ".join(str(word) for word in words))
+
+    def text(self) -> str:
+        return "\n".join(self.lines) + "\n"
+
+    # ---- the kernel ----
+
+    def need(self, path: str) -> None:
+        """The workload is skipped if this file does not exist."""
+        self._say("need", path)
+
+    def write(self, path: str, value: object) -> None:
+        self._say("write", path, value)
+
+    def knob(self, name: str, value: object) -> None:
+        self.need(f"{KSM}/{name}")
+        self.write(f"{KSM}/{name}", value)
+
+    def swap_on(self) -> None:
+        """zram is built in into the small kernels, Debian has brd as a module."""
+        self._say("insmod", "/brd.ko")
+        self._say("swap")
+
+    def ready(self) -> None:
+        """The host dumps here."""
+        self._say("ready")
+
+    def passes(self, count: int) -> None:
+        self.lines += ["pass"] * count
+
+    def step(self) -> None:
+        """Of a changing workload: a dump in one boot, a pass of ksmd in the other."""
+        self._say("step")
+
+    def sleep(self, milliseconds: int) -> None:
+        """Only in the boot with KSM."""
+        self._say("sleep", milliseconds)
+
+    # ---- processes ----
+
+    def start(self, process: int) -> int:
+        self._say("start", process)
+        self.processes.append(process)
+        return process
+
+    def fork(self, parent: int, child: int) -> int:
+        self._say("fork", parent, child)
+        self.processes.append(child)
+        return child
+
+    def exit(self, process: int) -> None:
+        self._say("exit", process)
+        self.processes.remove(process)
+
+    def opt_in(self, process: int) -> None:
+        self._say("optin", process)
+
+    def opt_out(self, process: int) -> None:
+        self._say("optout", process)
+
+    def read_maps(self, process: int) -> None:
+        """Touch what opt_in() may touch."""
+        self._say("readmaps", process)
+
+    # ---- memory: process, region, then pages within the region ----
+
+    def map(self, process: int, region: int, pages: int, kind: int = ANONYMOUS) -> None:
+        self._say("map", process, region, 0, pages, kind)
+
+    def map_thp(self, process: int, region: int, count: int) -> None:
+        self.map(process, region, count * HUGE)
+        self.advise(process, region, 0, count * HUGE, HUGEPAGE)
+
+    def fill(self, process: int, region: int, first: int, pages: int, content: int) -> None:
+        """Equal pages."""
+        self._say("fill", process, region, first, pages, content)
+
+    def each(self, process: int, region: int, first: int, pages: int, content: int) -> None:
+        """Pages of content, content + 1, …"""
+        self._say("each", process, region, first, pages, content)
+
+    def last(self, process: int, region: int, first: int, pages: int, content: int) -> None:
+        """As each(), but the pages differ in their last eight bytes only."""
+        self._say("last", process, region, first, pages, content)
+
+    def zero(self, process: int, region: int, first: int, pages: int) -> None:
+        """Write zeros."""
+        self._say("zero", process, region, first, pages)
+
+    def touch(self, process: int, region: int, first: int, pages: int) -> None:
+        """Read only."""
+        self._say("touch", process, region, first, pages)
+
+    def same(self, process: int, region: int, first: int, pages: int) -> None:
+        """Write what is there already."""
+        self._say("same", process, region, first, pages)
+
+    def advise(self, process: int, region: int, first: int, pages: int, advice: int) -> None:
+        self._say("advise", process, region, first, pages, advice)
+
+    def protect(self, process: int, region: int, first: int, pages: int, rights: int) -> None:
+        self._say("protect", process, region, first, pages, rights)
+
+    def unmap(self, process: int, region: int, first: int, pages: int) -> None:
+        self._say("unmap", process, region, first, pages)
+
+    def lock(self, process: int, region: int, first: int, pages: int) -> None:
+        self._say("lock", process, region, first, pages)
+
+    def bind(self, process: int, region: int, first: int, pages: int, nodes: int) -> None:
+        """Before the first touch. `nodes` is a mask; of several nodes the pages alternate."""
+        self._say("bind", process, region, first, pages, nodes)
+
+    def pin(self, process: int, region: int, first: int, pages: int) -> None:
+        """As io_uring's fixed buffers, until the process exits."""
+        self._say("pin", process, region, first, pages)
+
+    def splice(self, process: int, region: int, first: int, pages: int) -> None:
+        """Into a pipe: a reference a page. At most 16 pages."""
+        self._say("splice", process, region, first, pages)

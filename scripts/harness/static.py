@@ -1,0 +1,70 @@
+"""A static workload: one dump before ksmd runs, then its passes, in the same guest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from compare import Comparison, compare_settled, compare_static
+from guest_run import Truth, run
+from kernels import Image
+from script import HUGE, Script
+from workloads import Workload
+
+from ksm_eval.collect import collect
+from ksm_eval.evaluate import open_target
+from ksm_eval.replay.converged import predict
+from ksm_eval.replay.ksmd import simulate
+from ksm_eval.snapshot import FrameFlag, Snapshot
+from ksm_eval.target import Selection
+
+
+def take(elf: Path, pids: list[int], *, mergeable_only: bool) -> Snapshot:
+    """The snapshot of a dump: of the processes that ksmd is going to scan."""
+    target = open_target(elf)
+    try:
+        return collect(target, Selection(pids=tuple(pids)), mergeable_only=mergeable_only, seed=1)
+    finally:
+        target.close()
+
+
+def run_static(
+    image: Image, workload: Workload, work: Path, elf: Path, keep: Path | None
+) -> tuple[Truth, Comparison, Comparison]:
+    """What the guest said; the replay in every pass; the closed form in the last."""
+    script = Script()
+    workload.write(script)
+    snapshots: list[Snapshot] = []
+
+    def dumped(number: int, elf: Path, truth: Truth) -> None:
+        del number
+        if keep is not None:
+            keep.mkdir(parents=True, exist_ok=True)
+            (keep / "vmcore").write_bytes(elf.read_bytes())
+            (keep / "script").write_text(script.text())
+        pids = [truth.pids[process] for process in sorted(truth.pids)]
+        # VM_MERGEABLE says what ksmd scans, but for processes that register later.
+        snapshots.append(take(elf, pids, mergeable_only=not workload.late))
+
+    truth = run(image, script.text(), work, elf, numa=workload.numa, dumped=dumped)
+    snapshot = snapshots[0]
+    settings = snapshot.meta.settings
+    replay = simulate(snapshot, settings, len(truth.passes))
+    thp = snapshot.compounds.pages == HUGE  # what vmstat counts
+    split = int(np.count_nonzero(replay.outcome.split & thp))
+    failures = replay.split_failures if thp.all() else None
+    every = compare_static(replay.passes, snapshot, truth, split, failures)
+    smart = settings.smart_scan and snapshot.meta.rules.smart_scan
+    settled = compare_settled(predict(snapshot, settings), snapshot, truth, smart)
+    return truth, every, settled
+
+
+def describe(snapshot: Snapshot) -> str:
+    """One line, for --verbose."""
+    pinned = int(np.count_nonzero(snapshot.frames.flags & FrameFlag.PINNED))
+    swapcache = int(np.count_nonzero(snapshot.frames.flags & FrameFlag.SWAPCACHE))
+    return (
+        f"{len(snapshot.processes)} processes, {len(snapshot.mappings)} mappings, "
+        f"{len(snapshot.frames)} frames, {len(snapshot.compounds)} compounds, "
+        f"{pinned} pinned, {swapcache} in the swap cache"
+    )
