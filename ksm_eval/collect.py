@@ -259,6 +259,7 @@ def _process_table(processes: list[Process]) -> Processes:
             name: np.array([p.observed[name] for p in processes], np.int64)
             for name in sorted(names)
         },
+        ppid=np.array([p.ppid for p in processes], np.int32),
     )
 
 

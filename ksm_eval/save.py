@@ -66,7 +66,7 @@ _ARRAYS = {  # member -> dtype, columns: None for one dimension
     "compounds.pinned": ("|b1", None),
     "compounds.pmd_mapcount": ("<u4", None),
 }
-_OPTIONAL = {"frames.order": ("<u4", None)}
+_OPTIONAL = {"frames.order": ("<u4", None), "processes.ppid": ("<i4", None)}
 
 
 def save(snapshot: Snapshot, path: Path) -> None:

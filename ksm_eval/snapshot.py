@@ -84,13 +84,14 @@ class Processes:
     pid: I32
     comm: list[str]
     cgroup: list[str]  # cgroup v2 path, "" if unknown
-    uid: U32  # real uid, as seen in the initial user namespace
+    uid: U32  # real uid, as seen in the initial user namespace; 0xFFFFFFFF if unreadable
     start_time: U64  # task_struct.start_boottime, ns
     registered: NDArray[np.bool_]  # has a ksm mm_slot: ksmd already scans it
     selected: NDArray[np.bool_]  # False: here only because ksmd works on it already
     observed: dict[
         str, I64
     ]  # ksm_rmap_items, ksm_merging_pages, ksm_zero_pages; absent: no such member
+    ppid: I32 | None = None  # thread group id of the parent: whose state a fork inherits
 
     def __len__(self) -> int:
         return len(self.pid)

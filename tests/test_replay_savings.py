@@ -9,7 +9,7 @@ from ksm_eval.errors import TargetError
 from ksm_eval.replay.converged import predict
 from ksm_eval.replay.rules import Settings
 from ksm_eval.snapshot import FrameFlag, MappingFlag
-from tests.snapshots import KERNEL_6_1, ZERO, Builder
+from tests.snapshots import KERNEL_6_1, KERNEL_7_3, ZERO, Builder
 
 PINNED = FrameFlag.PINNED | FrameFlag.EXCLUSIVE
 
@@ -153,3 +153,17 @@ def test_pss_sums_to_the_frames_when_nobody_else_maps_them() -> None:
     assert np.isclose(savings.pss_before.sum(), 8 * 4096)
     assert np.isclose(savings.pss_after.sum(), (8 - savings.frames_freed) * 4096)
     assert savings.frames_freed == 2 + 3
+
+
+def test_a_late_split_takes_the_zero_pages_of_settled_contents_too() -> None:
+    """7.3: the pinned X keeps the others apart until pass 8, when it is skipped. Only then is
+    the THP split, and its zero subpage, alone of its content and long settled, goes."""
+    builder = Builder()
+    builder.rules = KERNEL_7_3
+    builder.process(builder.frame("X", PINNED), builder.frame("X"), builder.frame("X"))
+    builder.process(builder.frame("Y", PINNED), builder.frame("Y"), *builder.thp(["Y", ZERO]))
+    prediction = predict(builder.build(), Settings())
+    assert (prediction.counters.pages_shared, prediction.counters.pages_sharing) == (2, 2)
+    assert prediction.savings.thp_zero == 1
+    assert prediction.counters.ksm_rmap_items == 6
+    assert prediction.outcome.split.tolist() == [True]

@@ -221,19 +221,24 @@ class Ksmd(State):
         if self.unsplittable[compound]:
             self.split_failures += 1
             return False
-        if self.pmds.get(compound, 1) > 1:  # 6.16 to early 6.19: one PMD an attempt
-            self.pmds[compound] -= 1
+        mappers = self.pmds.get(compound)
+        if mappers is not None and len(mappers) > 1:  # 6.16 to early 6.19: one PMD an attempt
+            self.pmd_split(compound, mappers.pop(0))
             self.split_failures += 1
             self.event_pass = self.passes
             return False
         self.split[compound] = 1
         self.event_pass = self.passes
+        self.pmds.pop(compound, None)
         for i in self.zero_subpages.pop(compound, ()):
             self.mapped[self.frame[i]] -= 1
             self.frame[i] = REMAPPED
             if self.state[i] == UNSTABLE and not self.shaped:
                 self.shape_unknown = self.passes
         return True
+
+    def pmd_split(self, compound: int, mapper: int) -> None:
+        """`mapper` maps this THP by PTEs from now on."""
 
     def _move(self, i: int, f: int) -> None:
         """replace_page()."""

@@ -23,8 +23,6 @@ from ksm_eval.replay.counters import (
     Counters,
     ProcessCounters,
     observed_zero_pages,
-    per_process,
-    per_vma,
     process_counters,
     system_counters,
 )
@@ -32,7 +30,7 @@ from ksm_eval.replay.rbtree import Node, RedBlackTree
 from ksm_eval.replay.rules import Settings
 from ksm_eval.replay.savings import Outcome
 from ksm_eval.replay.stable import StableTree
-from ksm_eval.snapshot import I64, FrameFlag, MappingFlag, Snapshot
+from ksm_eval.snapshot import I64, FrameFlag, MappingFlag, Snapshot, has
 
 # State of an rmap_item.
 NEW, IDLE, UNSTABLE, STABLE, FREED = range(5)
@@ -119,9 +117,9 @@ class State:
         mappings, n = self.snapshot.mappings, len(self.positions)
         self.frame = np.searchsorted(self.rows, mappings.frame[self.positions]).tolist()
         blocked = blocked_mappings(self.snapshot)
-        self.blocked = bytes(n) if blocked is None else blocked[self.positions].tobytes()
+        self.blocked = bytearray(n if blocked is None else blocked[self.positions].tobytes())
         flags = mappings.flags[self.positions]
-        self.prot_none = ((flags & MappingFlag.PROT_NONE) != 0).astype(np.uint8).tobytes()
+        self.prot_none = bytearray(has(flags, MappingFlag.PROT_NONE).tobytes())
         self.state = bytearray(n)
         self.age = bytearray(n)
         self.skips = bytearray(n)
@@ -132,10 +130,11 @@ class State:
     def _load_compounds(self) -> None:
         snapshot, compounds = self.snapshot, self.snapshot.compounds
         self.split = bytearray(len(compounds))
-        self.unsplittable = compounds.pinned.astype(np.uint8).tobytes()
+        self.unsplittable = bytearray(compounds.pinned.astype(np.uint8).tobytes())
         mappers = compounds.pmd_mapcount if self.rules.pmd_at_a_time else np.empty(0, np.uint32)
         several = np.flatnonzero(mappers > 1)
-        self.pmds = dict(zip(several.tolist(), mappers[several].tolist(), strict=True))
+        # Who maps it by PMD, in the order in which a split attempt gets to them.
+        self.pmds = {c: list(range(mappers[c])) for c in several.tolist()}
         # The items that lose their page when a compound page is split (6.12+).
         self.zero_subpages: dict[int, list[int]] = {}
         if self.rules.zero_remap_at_split:
@@ -164,18 +163,21 @@ class State:
         has stale nodes."""
         raise NotImplementedError
 
+    def process_rows(self) -> I64:
+        """Row in Processes of each item; -1: of none that is there any more."""
+        vmas = self.snapshot.vmas
+        return np.repeat(vmas.process.astype(np.int64), np.diff(vmas.offset))[self.positions]
+
     def result(self) -> PassResult:
         """Counters as they are now."""
-        snapshot, stable = self.snapshot, self.stable
-        vmas, count = snapshot.vmas, len(snapshot.processes)
-        state = np.frombuffer(self.state, np.uint8)
+        snapshot, stable, count = self.snapshot, self.stable, len(self.snapshot.processes)
+        state = np.frombuffer(bytes(self.state), np.uint8)
         zero = np.array(self.frame, np.int64) == ZERO_PAGE
         before = observed_zero_pages(snapshot.processes.observed, count)
+        rows = self.process_rows()
 
         def by_process(marked: NDArray[np.bool_]) -> I64:
-            every = np.zeros(len(snapshot.mappings), np.bool_)
-            every[self.positions] = marked
-            return per_process(vmas, per_vma(vmas, every), count)
+            return np.bincount(rows[marked & (rows >= 0)], minlength=count).astype(np.int64)
 
         has_item = (state != NEW) & (state != FREED)
         return PassResult(

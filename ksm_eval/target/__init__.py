@@ -47,6 +47,7 @@ class Process:
     observed: dict[str, int]
     handle: object
     selected: bool = True  # False: not asked for, but ksmd works on it already
+    ppid: int = 0  # of real_parent's thread group
     unreadable: str = ""  # why nothing more can be said of it; "" if it can
 
 

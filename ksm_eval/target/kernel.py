@@ -11,7 +11,7 @@ from drgn.helpers.linux.mm import totalram_pages, virt_to_phys
 
 from ksm_eval.errors import TargetError
 from ksm_eval.replay.rules import Rules, Settings
-from ksm_eval.snapshot import U64
+from ksm_eval.snapshot import U64, FrameFlag, has
 from ksm_eval.target import (
     FrameTable,
     Process,
@@ -157,7 +157,10 @@ class KernelTarget:
         table = classify(self._read_virtual, self._page_layout, pfns, self._max_pfn)
         anonymous = table.candidate
         self._opened.check_user_pages(
-            pfns[anonymous], table.head_pages[anonymous] > 1, self.info.page_size
+            pfns[anonymous],
+            table.head_pages[anonymous] > 1,
+            has(table.flags[anonymous], FrameFlag.SWAPCACHE),
+            self.info.page_size,
         )
         return table
 

@@ -51,17 +51,26 @@ class OpenedProgram:
         """Why physical memory is not what a read would return; "" if it is."""
         return _NOT_IN_ELF if self.holes.touch(address, size) else ""
 
-    def check_user_pages(self, pfns: U64, compound: NDArray[np.bool_], page_size: int) -> None:
+    def check_user_pages(
+        self,
+        pfns: U64,
+        compound: NDArray[np.bool_],
+        swapcache: NDArray[np.bool_],
+        page_size: int,
+    ) -> None:
         """Refuse a filtered ELF vmcore whose missing pages may be ours.
 
-        `pfns`: ascending anonymous frames; `compound`: which are in a compound page. If they
-        prove that anonymous pages were kept, the holes were zeros and are forgotten.
-        TargetError if some of `pfns` are in holes and there is no proof.
+        `pfns`: ascending anonymous frames; `compound`: which are in a compound page;
+        `swapcache`: which are in the swap cache (levels 2 and 4 drop those with the page
+        cache). If they prove that anonymous pages were kept, the holes were zeros and are
+        forgotten. TargetError if some of `pfns` are in holes and there is no proof.
         """
         if not self.holes:
             return
-        missing = int(self.holes.contain(pfns, page_size).sum())
-        if self.holes.hold_only_zeros(pfns[~compound], page_size):
+        gone = self.holes.contain(pfns, page_size)
+        missing = int(gone.sum())
+        kept = self.holes.hold_only_zeros(pfns[~compound & ~swapcache], page_size)
+        if kept and not (gone & swapcache).any():
             self.holes = Holes()
         elif missing:
             raise TargetError(

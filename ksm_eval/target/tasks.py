@@ -14,6 +14,7 @@ from drgn.helpers.linux.pid import for_each_task
 from ksm_eval.errors import TargetError, UsageError
 from ksm_eval.target import Process, Selection
 
+INVALID_UID = 0xFFFFFFFF  # include/linux/uidgid.h: for a process whose credentials are not there
 PF_KTHREAD = 0x00200000  # include/linux/sched.h; a macro, so not in debug info
 
 
@@ -49,6 +50,11 @@ def _groups(prog: Program) -> dict[int, _Group]:
             kernel_thread = task.flags.value_() & PF_KTHREAD
             if group.mm is None and not kernel_thread and task.mm.value_():
                 group.mm = task.mm.read_()
+    except LookupError as error:
+        raise TargetError(
+            f"the target's symbols or types cannot be used: {error}",
+            "give the kernel's vmlinux with DWARF, or its complete System.map, by -s/--symbols",
+        ) from None
     except FaultError as error:
         raise TargetError(
             f"the task list cannot be read: {error.message}",
@@ -136,12 +142,15 @@ def _process(
         start = leader.start_boottime.value_()  # 5.5+, commit cf25e24db61c
     except AttributeError:
         start = leader.real_start_time.value_()
-    uid, observed, unreadable = 0, dict[str, int](), ""
     try:
         uid = leader.real_cred.uid.val.value_()
+    except FaultError:
+        uid = INVALID_UID
+    observed, unreadable = dict[str, int](), ""
+    try:
         observed = _observed(group.mm)
     except FaultError:
-        unreadable = "its mm or credentials cannot be read"
+        unreadable = "its mm cannot be read"
     return Process(
         pid=group.tgid,
         comm=group.comm,
@@ -152,6 +161,7 @@ def _process(
         observed=observed,
         handle=group.mm,
         selected=selected,
+        ppid=group.parent,
         unreadable=unreadable,
     )
 

@@ -17,7 +17,18 @@
 #define PR_SET_MEMORY_MERGE 67
 #endif
 
-char text[1 << 20];
+#define TEXT_SIZE (1L << 20)
+
+long page_size;
+char *text;
+
+__attribute__((constructor)) static void prepare(void)
+{
+	page_size = sysconf(_SC_PAGESIZE);
+	text = mmap(NULL, TEXT_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (text == MAP_FAILED)
+		die("mmap");
+}
 
 void die(const char *format, ...)
 {
@@ -107,7 +118,7 @@ long read_file(const char *path)
 
 	if (fd < 0)
 		return -1;
-	while ((got = read(fd, text + used, sizeof(text) - 1 - used)) > 0)
+	while ((got = read(fd, text + used, TEXT_SIZE - 1 - used)) > 0)
 		used += got;
 	close(fd);
 	if (got < 0)
@@ -118,7 +129,7 @@ long read_file(const char *path)
 
 /* ---- opting in ---- */
 
-/* Kernels without the prctl (before 6.4) know MADV_(UN)MERGEABLE only. */
+/* Kernels without the prctl (before 6.4) know MADV_(UN)MERGEABLE only. -1: nothing. */
 static void advise_all(int advice)
 {
 	char *line = text;
@@ -129,7 +140,8 @@ static void advise_all(int advice)
 		unsigned long start, end;
 
 		sscanf(line, "%lx-%lx", &start, &end);
-		madvise((void *)start, end - start, advice); /* EINVAL: not for this VMA */
+		if (advice >= 0)
+			madvise((void *)start, end - start, advice); /* EINVAL: not for this VMA */
 		line = strchr(line, '\n') + 1;
 	}
 }
@@ -144,6 +156,11 @@ void opt_out(void)
 {
 	if (prctl(PR_SET_MEMORY_MERGE, 0, 0, 0, 0))
 		advise_all(MADV_UNMERGEABLE);
+}
+
+void rehearse_opt_in(void)
+{
+	advise_all(-1);
 }
 
 /* ---- the kernel ---- */

@@ -13,12 +13,14 @@
 #define MPOL_BIND 2
 #define MPOL_INTERLEAVE 3
 
-#define PAGE 4096L
-#define HUGE_PAGES 512
+#define PAGE page_size
 #define KSM "/sys/kernel/mm/ksm/"
 #define THP "/sys/kernel/mm/transparent_hugepage/"
 
-extern char text[1 << 20]; /* what read_file() read */
+extern long page_size;
+
+/* What read_file() read. Shared memory, so that reading makes no page that ksmd looks at. */
+extern char *text;
 
 void die(const char *format, ...);
 
@@ -37,6 +39,8 @@ long read_file(const char *path);
 
 void opt_in(void);
 void opt_out(void);
+/* All that opt_in() writes to its own memory, ahead of time. */
+void rehearse_opt_in(void);
 
 /* khugepaged and kcompactd must not move or put together what ksmd looks at. */
 void quiet_kernel(void);

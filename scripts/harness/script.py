@@ -86,9 +86,9 @@ class Script:
     def opt_out(self, process: int) -> None:
         self._say("optout", process)
 
-    def read_maps(self, process: int) -> None:
-        """Touch what opt_in() may touch."""
-        self._say("readmaps", process)
+    def rehearse(self, process: int) -> None:
+        """Write all that opt_in() writes, so that it makes no new page later."""
+        self._say("rehearse", process)
 
     # ---- memory: process, region, then pages within the region ----
 

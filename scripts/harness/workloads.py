@@ -289,7 +289,7 @@ def _prot_none(script: Script, *, first: bool) -> None:
 def _late(script: Script) -> None:
     _server(script, opt_in=False)
     for process in script.processes:
-        script.read_maps(process)
+        script.rehearse(process)
     script.ready()
     for process in sorted(script.processes):
         script.opt_in(process)

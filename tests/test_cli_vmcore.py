@@ -1,0 +1,133 @@
+"""Ways to open a vmcore, and vmcores that cannot be, through the command line."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ksm_eval.cli import run
+from tests import containers
+from tests.fixtures import TINY, opted_in, truth, vmcore
+from tests.test_open import stripped_vmcoreinfo, system_map
+from tests.test_open import system_map as symbols_of
+
+CORE = vmcore(TINY)
+SHARING = truth(TINY)["passes"][-1]["ksm"]["pages_sharing"]
+PIDS = [word for pid in opted_in(TINY) for word in ("--pid", str(pid))]
+
+
+def ran(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, list[str]]:
+    code = run(["-q", *map(str, words)])
+    out, err = capsys.readouterr()
+    return code, out, err.splitlines()
+
+
+def answer(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:
+    """The JSON report of the processes that ksmd scanned; its figures are ksmd's."""
+    code, out, err = ran(capsys, *words, *PIDS, "--format", "json")
+    assert (code, err) == (0, [])
+    report: dict[str, Any] = json.loads(out)
+    assert report["system"]["pages_sharing"] == SHARING
+    return report
+
+
+def refusal(capsys: pytest.CaptureFixture[str], message: str, *words: object) -> None:
+    """Exit code 3, nothing on stdout, one line of error and one of what to do."""
+    code, out, err = ran(capsys, *words, "--all")
+    assert (code, out) == (3, "")
+    assert re.search(f"^ksm-eval: error: .*{message}", err[0])
+    assert len(err) == 2
+    assert err[1].startswith("ksm-eval: hint: ")
+
+
+def test_elf_and_flattened(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    kdump = CORE.read_bytes()
+    elf = containers.elf(containers.memory(CORE))
+    for name, data in {
+        "elf": elf,
+        "flattened-elf": containers.flattened(elf),
+        "flattened-kdump": containers.flattened(kdump),
+        "qemu-kdump": containers.qemu_kdump(kdump),
+    }.items():
+        path = tmp_path / name
+        path.write_bytes(data)
+        assert answer(capsys, "-c", path)["debug_info"] == "BTF + kallsyms"
+        path.unlink()
+
+
+def test_symbols_and_vmcoreinfo(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """System.map where VMCOREINFO does not lead to kallsyms; VMCOREINFO from a file."""
+    info = tmp_path / "vmcoreinfo"
+    info.write_bytes(stripped_vmcoreinfo(CORE))
+    path = system_map(CORE, tmp_path)
+    report = answer(capsys, "-c", CORE, "-s", path, "--vmcoreinfo", info)
+    assert report["debug_info"] == f"BTF + System.map ({path})"
+    bare = tmp_path / "bare"
+    bare.write_bytes(containers.elf(containers.memory(CORE), note=b"SOMETHING"))
+    info.write_bytes(containers.memory(CORE).vmcoreinfo)
+    answer(capsys, "-c", bare, "--vmcoreinfo", info)
+    answer(capsys, "-c", CORE, "--architecture", "x86_64")
+
+
+def test_mergeable_only_is_what_ksmd_scanned(capsys: pytest.CaptureFixture[str]) -> None:
+    """All processes, but only what they offered: the outsider opted out, others never asked."""
+    code, out, _ = ran(capsys, "-c", CORE, "--all", "--mergeable-only", "--format", "json")
+    system = json.loads(out)["system"]
+    real = truth(TINY)["passes"][-1]["ksm"]
+    compared = {key: real[key] for key in real if key in system and key != "full_scans"}
+    compared = {key: value for key, value in compared.items() if "scanned" not in key}
+    compared = {key: value for key, value in compared.items() if "skipped" not in key}
+    assert code == 0
+    assert len(compared) >= 8
+    assert {key: system[key] for key in compared} == compared
+
+
+def test_no_vmcoreinfo(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "bare"
+    path.write_bytes(containers.elf(containers.memory(CORE), note=b"SOMETHING"))
+    refusal(capsys, "has no VMCOREINFO", "-c", path)
+
+
+@pytest.mark.parametrize("keep", [100, 5000, 1_000_000])
+def test_truncated(capsys: pytest.CaptureFixture[str], tmp_path: Path, keep: int) -> None:
+    path = tmp_path / "cut"
+    path.write_bytes(CORE.read_bytes()[:keep])
+    refusal(capsys, "truncated|is not a vmcore|incomplete", "-c", path)
+
+
+def test_no_symbols_and_no_btf(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    info = tmp_path / "vmcoreinfo"
+    info.write_bytes(stripped_vmcoreinfo(CORE))
+    refusal(capsys, "no usable kernel symbols", "-c", CORE, "--vmcoreinfo", info)
+    path = symbols_of(CORE, tmp_path, "__start_BTF", "__stop_BTF")
+    refusal(capsys, "has no BTF", "-c", CORE, "-s", path, "--vmcoreinfo", info)
+    path = symbols_of(CORE, tmp_path, "init_pid_ns")
+    refusal(capsys, "symbols or types cannot be used", "-c", CORE, "-s", path, "--vmcoreinfo", info)
+
+
+def test_wrong_vmlinux(capsys: pytest.CaptureFixture[str]) -> None:
+    """A real ELF file of something else."""
+    import sys
+
+    refusal(capsys, "vmlinux|build ID|kernel", "-c", CORE, "-s", Path(sys.executable).resolve())
+
+
+def test_filtered_elf(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Without anonymous pages, as makedumpfile -E -d 8 leaves them out: holes of 256 pages in
+    a row or more, which read as zeros."""
+    from ksm_eval.collect import collect
+    from ksm_eval.target import Selection
+    from tests.fixtures import target
+
+    pfns = collect(target(TINY), Selection(all=True)).frames.pfn.astype(np.int64)
+    runs = np.split(pfns, np.flatnonzero(np.diff(pfns) != 1) + 1)
+    holes = [(int(r[0]) << 12, int(r[-1] + 1) << 12) for r in runs if len(r) >= 256]
+    assert holes
+    path = tmp_path / "filtered"
+    path.write_bytes(containers.elf(containers.memory(CORE), holes=holes))
+    refusal(capsys, "are not in .*, and an ELF vmcore does not tell", "-c", path)
