@@ -19,14 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ksm_eval.replay.contents import (
-    REMAPPED,
     ZERO_PAGE,
     blocked_mappings,
     mappings_of,
     poisoned,
     remappable,
 )
-from ksm_eval.replay.counters import ProcessCounters, process_counters
+from ksm_eval.replay.counters import process_counters
 from ksm_eval.replay.ksmd import Ksmd
 from ksm_eval.replay.rules import Settings
 from ksm_eval.replay.state import FREED, NEW, ORDINARY, PassResult
@@ -38,7 +37,6 @@ from ksm_eval.snapshot import (
     MappingFlag,
     Snapshot,
     has,
-    mark,
 )
 
 GONE = -3
@@ -108,6 +106,7 @@ class Series(Ksmd):
         self.dead: list[int] = []  # items of processes that are gone
         self.pte_mapped: set[tuple[int, Key]] = set()  # (compound, process): PMD split by ksmd
         self.keys: list[Key] = []  # of the rows of this sample
+        self.parents: dict[Key, Key] = {}  # of the processes that are new in this sample
         self.copied: dict[Key, tuple[int, int]] = {}  # counters a process started with (6.1)
         self.last: dict[Key, tuple[int, int]] = {}
 
@@ -119,9 +118,7 @@ class Series(Ksmd):
         self.poisoned = poisoned(snapshot)
         self.has_order = self.has_order and snapshot.frames.order is not None
         processes, vmas, mappings = snapshot.processes, snapshot.vmas, snapshot.mappings
-        self.keys = list(
-            zip(processes.pid.tolist(), processes.start_time.tolist(), strict=True)
-        )
+        self.keys = list(zip(processes.pid.tolist(), processes.start_time.tolist(), strict=True))
         vma = np.repeat(np.arange(len(vmas)), np.diff(vmas.offset))
         size = np.uint64(snapshot.meta.page_size)
         address = vmas.start[vma] + mappings.page.astype(np.uint64) * size
@@ -134,32 +131,32 @@ class Series(Ksmd):
         heads = np.append(snapshot.compounds.head.astype(np.int64), -1)
         now = Sample(address, np.full(len(row), -1), pfn, content, heads[raw], raw)
 
-        before, inherited = self._matched(now, bounds)
-        known = before.slot >= 0
-        same_pfn = (known | inherited) & (before.pfn == pfn)
-        same = (known | inherited) & (before.content == content) & (same_pfn | (content >= 0))
-        inherited &= same & same_pfn
-        same &= known | inherited
-        now = self._compounds(snapshot, now, before, same_pfn & same)
+        before, own = self._matched(address, bounds)
+        source = before.slot >= 0
+        same_pfn = source & (before.pfn == pfn)
+        same = source & (before.content == content) & (same_pfn | (content >= 0))
+        sim_compound = self._compounds(snapshot, raw, heads[raw], before, same_pfn)
 
         frames = np.array([*self.frame, GONE], np.int64)[before.slot]
-        frames[~(known | inherited)] = GONE
         node = np.array([*self.node, ORDINARY, ORDINARY, ORDINARY], np.int64)[frames]
-        # What ksmd merged stays, ordinary and orphan frames only where the target's stayed.
-        keep = same & ((frames < 0) | (node >= 0) | same_pfn) & (frames != GONE)
-        frames[~keep] = GONE
-        frames = self._fresh_frames(snapshot, now, frames, keep)
-        slot = self._slots(now, before, known, frames, bounds)
-        now = Sample(address, slot, pfn, content, now.head, now.compound)
+        # What ksmd merged stays. Other frames do where the target's did, and with a fork.
+        keep = same & (same_pfn | (own & ((frames < 0) | (node >= 0))))
+        dissolved = keep & (raw < 0) & (frames >= 0)
+        for f in np.unique(frames[dissolved]).tolist():
+            if self.compound[f] >= 0:  # the kernel split it itself
+                self.split[self.compound[f]] = 1
+        frames = self._fresh_frames(snapshot, frames, keep, sim_compound)
+        slot = self._slots(np.where(own, before.slot, -1), frames)
         self.row = np.full(len(self.frame), -1, np.int64)
         self.row[slot] = row
+        now = Sample(address, slot, pfn, content, heads[raw], sim_compound)
         self._leave(now, bounds)
         self._flags(snapshot, slot)
-        self._outside(snapshot, now)
+        self._map_counts(snapshot, now)
         self._find_stale()
-        self._find_zero_subpages(snapshot, now)
+        self._find_zero_subpages(snapshot, slot)
         if self.rules.pmd_at_a_time:
-            self._find_pmds(snapshot, now, bounds)
+            self._find_pmds(snapshot, now, row)
 
     def _contents(self, snapshot: Snapshot) -> I64:
         """Number of each frame's content, the same in all samples; -1: unreadable."""
@@ -170,48 +167,269 @@ class Series(Ksmd):
         found[has(frames.flags, FrameFlag.UNREADABLE)] = -1
         return found
 
-    def _matched(self, now: Sample, bounds: I64) -> tuple[Sample, NDArray[np.bool_]]:
-        """What was at each address before: in the same process, or (True) in the parent of one
-        that is new. `slot` -1: nothing."""
-        count = len(now.address)
-        found = Sample(*(np.full(count, -1, getattr(now, n).dtype) if n not in ("address", "pfn")
-                         else np.zeros(count, np.uint64) for n in vars(now)))
-        inherited = np.zeros(count, np.bool_)
+    def _matched(self, address: U64, bounds: I64) -> tuple[Sample, NDArray[np.bool_]]:
+        """What was at each address before (`slot` -1: nothing), and whether in this process;
+        else it is its parent's, as the process is new."""
+        count = len(address)
+        found = Sample(
+            address,
+            np.full(count, -1, np.int64),
+            np.zeros(count, np.uint64),
+            np.full(count, -1, np.int64),
+            np.full(count, -1, np.int64),
+            np.full(count, -1, np.int64),
+        )
+        own = np.zeros(count, np.bool_)
         for number, key in enumerate(self.keys):
             rows = slice(int(bounds[number]), int(bounds[number + 1]))
             old = self.samples.get(key)
+            own[rows] = old is not None
             if old is None:
-                parent = self._parent(number, now, rows)
+                parent = self._parent(number, address[rows])
                 if parent is None:
                     continue
                 old = self.samples[parent]
-                self._copy_counters(key, parent)
-            at, hit = _find(old.address, now.address[rows])
-            for name in vars(found):
+                self.copied[key] = self.last[parent]
+                self.parents[key] = parent
+            at, hit = _find(old.address, address[rows])
+            for name in ("slot", "pfn", "content", "head", "compound"):
                 getattr(found, name)[rows][hit] = getattr(old, name)[at[hit]]
-            if key not in self.samples:
-                inherited[rows] = hit
-        return Sample(found.address, np.where(inherited, -1, found.slot), *list(
-            vars(found).values())[2:]) if False else found, inherited
+        return found, own
 
-    def _parent(self, number: int, now: Sample, rows: slice) -> Key | None:
-        """The process of the last sample that this one was forked from."""
-        processes = self.snapshot.processes
-        if processes.ppid is not None:
-            by_pid = {key[0]: key for key in self.samples}
-            row_of = {pid: row for row, (pid, _) in enumerate(self.keys)}
-            pid, seen = int(processes.ppid[number]), {self.keys[number][0]}
-            while pid not in seen:
-                if pid in by_pid and (pid not in row_of or self.keys[row_of[pid]] == by_pid[pid]):
-                    return by_pid[pid]
-                if pid not in row_of:
-                    break
-                seen.add(pid)
-                pid = int(processes.ppid[row_of[pid]])
-        best, most = None, 0
+    def _parent(self, number: int, address: U64) -> Key | None:
+        """The process of the last sample that this new one was forked from, if any."""
+        ppid = self.snapshot.processes.ppid
+        before = {key[0]: key for key in self.samples}
+        now = {key[0]: row for row, key in enumerate(self.keys)}
+        pid, seen = self.keys[number][0], set[int]()
+        while ppid is not None and pid in now and pid not in seen:
+            seen.add(pid)
+            pid = int(ppid[now[pid]])
+            if pid in before and (pid not in now or self.keys[now[pid]] == before[pid]):
+                return before[pid]
+        # The parent is gone or not selected: the one with most of its addresses.
+        common = {
+            key: int(_find(old.address, address)[1].sum()) for key, old in self.samples.items()
+        }
+        best = max(common, key=common.__getitem__, default=None)
+        return best if best is not None and common[best] else None
+
+    def _compounds(
+        self,
+        snapshot: Snapshot,
+        raw: I64,
+        head: I64,
+        before: Sample,
+        same_pfn: NDArray[np.bool_],
+    ) -> I64:
+        """Compound page of each mapping, by the replay's numbers. One that reappears at other
+        addresses is a new one, and whole."""
+        compounds = snapshot.compounds
+        number = np.full(len(compounds), -1, np.int64)
+        carried = same_pfn & (raw >= 0) & (before.head == head) & (before.compound >= 0)
+        number[raw[carried]] = before.compound[carried]
+        new = np.flatnonzero(number < 0)
+        number[new] = len(self.split) + np.arange(len(new))
+        self.split.extend(bytes(len(new)))
+        self.unsplittable.extend(bytes(len(new)))
+        for c, pinned in zip(number.tolist(), compounds.pinned.tolist(), strict=True):
+            self.unsplittable[c] = pinned
+        return np.append(number, -1)[raw]
+
+    def _fresh_frames(
+        self, snapshot: Snapshot, frames: I64, keep: NDArray[np.bool_], compound: I64
+    ) -> I64:
+        """Frame of each mapping: those that are not kept get new ones, one a frame of the
+        target, or join one that is kept and is not merged."""
+        table, mapped = snapshot.frames, snapshot.mappings.frame.astype(np.int64)
+        node = np.array([*self.node, ORDINARY, ORDINARY, ORDINARY], np.int64)
+        at = np.array([*self.frame_pfn, -1, -1, -1], np.int64)
+        kept = keep & (frames >= 0) & (node[frames] < 0)
+        kept &= at[frames] == table.pfn[mapped].astype(np.int64)
+        of_row = np.full(len(table), -1, np.int64)
+        of_row[mapped[kept]] = frames[kept]
+        missing = np.zeros(len(table), np.bool_)
+        missing[mapped[~keep]] = True
+        rows = np.flatnonzero(missing & (of_row < 0))
+        of_row[rows] = len(self.node) + np.arange(len(rows))
+        contents = self._contents(snapshot)
+        compound_of = np.full(len(table), -1, np.int64)
+        compound_of[mapped] = compound
+        self.content += contents[rows].tolist()
+        self.is_zero += has(table.flags[rows], FrameFlag.ZERO).tolist()
+        self.rank += [0] * len(rows) if table.order is None else table.order[rows].tolist()
+        self.numa += [0] * len(rows) if self.across_nodes else table.node[rows].tolist()
+        self.compound += compound_of[rows].tolist()
+        self.node += [ORDINARY] * len(rows)
+        self.frame_pfn += table.pfn[rows].tolist()
+        return np.where(keep, frames, of_row[mapped])
+
+    def _slots(self, slot: I64, frames: I64) -> I64:
+        """Give each mapping its frame; mappings without an item (-1) get a new one."""
+        for i, f in zip(slot[slot >= 0].tolist(), frames[slot >= 0].tolist(), strict=True):
+            if f != self.frame[i]:
+                self.frame[i] = f
+                if self.state[i] == FREED:
+                    self.state[i] = NEW
+                    self.age[i] = self.skips[i] = 0
+                    self.checksum[i] = -1
+        new = np.flatnonzero(slot < 0)
+        slot = slot.copy()
+        slot[new] = len(self.frame) + np.arange(len(new))
+        self.frame += frames[new].tolist()
+        for column in (self.state, self.age, self.skips, self.blocked, self.prot_none):
+            column.extend(bytes(len(new)))
+        self.item_node += [-1] * len(new)
+        self.checksum += [-1] * len(new)
+        return slot
+
+    def _leave(self, now: Sample, bounds: I64) -> None:
+        """Addresses that are gone; then the visits of this pass, in scan order."""
+        here = np.zeros(len(self.frame), np.bool_)
+        here[now.slot] = True
+        visits: list[int] = []
+        samples: dict[Key, Sample] = {}
+        gone: dict[Key, I64] = {}
         for key, old in self.samples.items():
-            at, hit = _find(old.address, now.address[rows])
-            equal = hit & (old.pfn[at] == now.pfn[rows]) if len(old.pfn) else hit
-            if int(equal.sum()) > most:
-                best, most = key, int(equal.sum())
-        return best
+            left = np.flatnonzero(~here[old.slot])
+            gone[key] = left
+            for i in old.slot[left].tolist():
+                self.frame[i] = GONE
+        for number, key in enumerate(self.keys):
+            rows = slice(int(bounds[number]), int(bounds[number + 1]))
+            sample = samples[key] = Sample(*(column[rows] for column in vars(now).values()))
+            slots, address = sample.slot, sample.address
+            left = gone.pop(key, np.empty(0, np.int64))
+            if len(left):
+                old = self.samples[key]
+                slots = np.concatenate((old.slot[left], slots))
+                address = np.concatenate((old.address[left], address))
+                slots = slots[np.argsort(address, kind="stable")]
+            visits += slots.tolist()
+        dead = [i for key, left in gone.items() for i in self.samples[key].slot[left].tolist()]
+        self.samples = samples
+        self.dead = [i for i in dead if self._offered(i)]
+        self.visits = [i for i in visits if self._offered(i)]
+
+    def _offered(self, i: int) -> bool:
+        """There is a page, or an rmap_item to be freed."""
+        return self.frame[i] >= 0 or self.state[i] not in (NEW, FREED)
+
+    def _flags(self, snapshot: Snapshot, slot: I64) -> None:
+        """PTE bits and pins as they are in this sample."""
+        prot_none = np.zeros(len(self.frame), np.uint8)
+        prot_none[slot] = has(snapshot.mappings.flags, MappingFlag.PROT_NONE)
+        self.prot_none = bytearray(prot_none.tobytes())
+        blocked = np.zeros(len(self.frame), np.uint8)
+        found = blocked_mappings(snapshot)
+        if found is not None:
+            blocked[slot] = found
+        self.blocked = bytearray(blocked.tobytes())
+
+    def _map_counts(self, snapshot: Snapshot, now: Sample) -> None:
+        """Mappings of each frame; those of other processes as the target last showed them."""
+        table, contents = snapshot.frames, self._contents(snapshot)
+        self.outside += [0] * (len(self.node) - len(self.outside))
+        others = np.maximum(table.mapcount.astype(np.int64) - mappings_of(snapshot), 0)
+        outside = np.array(self.outside, np.int64)
+        row, hit = _find(
+            table.pfn, np.maximum(np.array(self.frame_pfn, np.int64), 0).view(np.uint64)
+        )
+        if len(table):
+            hit &= contents[row] == np.array(self.content, np.int64)
+            outside[hit] = others[row[hit]]
+        self.outside = outside.tolist()
+        frames = np.array(self.frame, np.int64)[now.slot]
+        self.zero = int((frames == ZERO_PAGE).sum())
+        count = np.bincount(frames[frames >= 0], minlength=len(self.node))
+        self.mapped = (count + outside).tolist()
+
+    def _find_stale(self) -> None:
+        """Stable nodes whose frame nobody maps any more, and the items that do not know yet."""
+        frames, mapped = self.ksm_frame, self.mapped
+        stale = {n for n, f in enumerate(frames) if not mapped[f] and n not in self.removed}
+        self.stable.stale = stale
+        self.stale_items = {n: [] for n in stale}
+        if stale:
+            for i, n in enumerate(self.item_node):
+                if n in stale:
+                    self.stale_items[n].append(i)
+
+    def _drop(self, node: int) -> int:
+        items = self.stale_items.pop(node)
+        self.removed.add(node)
+        for i in items:
+            self.left_node(i)
+        return len(items)
+
+    def _find_zero_subpages(self, snapshot: Snapshot, slot: I64) -> None:
+        """As State does when it is loaded."""
+        self.zero_subpages = {}
+        if not self.rules.zero_remap_at_split:
+            return
+        candidates = np.flatnonzero(
+            has(snapshot.frames.flags, FrameFlag.ZERO)[snapshot.mappings.frame]
+        )
+        for i in slot[candidates[remappable(snapshot, candidates)]].tolist():
+            f = self.frame[i]
+            if f >= 0 and self.compound[f] >= 0 and not self.split[self.compound[f]]:
+                self.zero_subpages.setdefault(self.compound[f], []).append(i)
+
+    def _find_pmds(self, snapshot: Snapshot, now: Sample, row: I64) -> None:
+        """Who maps each THP by PMD, in fork order (6.16 to early 6.19)."""
+        for key, parent in self.parents.items():
+            self.pte_mapped |= {(c, key) for c, owner in self.pte_mapped if owner == parent}
+        self.parents.clear()
+        huge = has(snapshot.mappings.flags, MappingFlag.HUGE) & (now.compound >= 0)
+        pairs = np.unique(np.stack((now.compound[huge], row[huge]), axis=1), axis=0)
+        self.pmds = {}
+        for c, number in pairs.tolist():
+            if not self.split[c] and (c, self.keys[number]) not in self.pte_mapped:
+                self.pmds.setdefault(c, []).append(number)
+
+    # One pass
+
+    def full_scan(self) -> None:
+        self.start_pass()
+        self.scan(self.dead)  # __ksm_exit() moved them to where ksmd goes on
+        self.scan(self.visits)
+
+    def pmd_split(self, compound: int, mapper: int) -> None:
+        self.pte_mapped.add((compound, self.keys[mapper]))
+
+    def copied_frame(self, f: int) -> None:
+        self.frame_pfn.append(-1)
+        self.outside.append(0)
+
+    def process_rows(self) -> I64:
+        return self.row
+
+    def result(self) -> PassResult:
+        """Counters of the processes of the last sample."""
+        found = super().result()
+        if self.rules.fork_copies_counters:
+            base = np.array([self.copied.get(key, (0, 0)) for key in self.keys], np.int64)
+            base = base.reshape(len(self.keys), 2)
+            ours = found.processes
+            zero = ours.ksm_zero_pages
+            found = PassResult(
+                found.counters,
+                process_counters(
+                    self.snapshot.meta,
+                    ours.ksm_rmap_items + base[:, 0],
+                    ours.ksm_merging_pages + base[:, 1],
+                    np.zeros(len(base), np.int64) if zero is None else zero,
+                ),
+            )
+        ours = found.processes
+        pairs = zip(ours.ksm_rmap_items.tolist(), ours.ksm_merging_pages.tolist(), strict=True)
+        self.last = dict(zip(self.keys, pairs, strict=True))
+        return found
+
+
+def _find(ascending: U64, wanted: U64) -> tuple[I64, NDArray[np.bool_]]:
+    """Where each of `wanted` is in `ascending`, and whether it is there at all."""
+    if not len(ascending):
+        return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), np.bool_)
+    at = np.minimum(np.searchsorted(ascending, wanted), len(ascending) - 1)
+    return at, ascending[at] == wanted

@@ -68,6 +68,15 @@ def _required(prog: Program, kind: str, *names: str) -> int:
     return offset
 
 
+def _vmemmap(prog: Program) -> int:
+    """Address of the struct page of PFN 0, whether or not there is such a page."""
+    try:
+        return int(pfn_to_page(prog, 0).value_())
+    except LookupError:
+        # 5.10's BTF lacks vmemmap_populate(), by which drgn knows that there is a vmemmap.
+        return int(prog["vmemmap_base"].value_())  # x86-64, 4.20+
+
+
 def page_layout(prog: Program) -> PageLayout:
     """Raises TargetError where struct page is not as any kernel from 5.10 to 7.3 has it."""
     size = prog.type("struct page").size
@@ -88,7 +97,7 @@ def page_layout(prog: Program) -> PageLayout:
     zone_width = (zones - 1).bit_length()
     device = enum_value(prog, "ZONE_DEVICE")
     return PageLayout(
-        base=pfn_to_page(prog, 0).value_(),
+        base=_vmemmap(prog),
         size=size,
         flags=_required(prog, "struct page", "flags"),
         head=_required(prog, "struct page", "compound_info", "compound_head"),
