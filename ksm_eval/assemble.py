@@ -8,10 +8,13 @@ from dataclasses import asdict, fields
 import numpy as np
 
 from ksm_eval.replay.converged import Prediction
+from ksm_eval.replay.counters import Counters
+from ksm_eval.replay.ksmd import Replay
 from ksm_eval.replay.rules import Settings
 from ksm_eval.report.model import (
     Completeness,
     Ineligible,
+    Pass,
     Phase,
     ProcessRow,
     Report,
@@ -25,9 +28,14 @@ from ksm_eval.snapshot import Entry, FrameFlag, Snapshot, has
 
 
 def assemble(
-    snapshot: Snapshot, settings: Settings, overridden: Collection[str], prediction: Prediction
+    snapshot: Snapshot,
+    settings: Settings,
+    overridden: Collection[str],
+    prediction: Prediction,
+    replay: Replay | None = None,
 ) -> Report:
-    """The report of one prediction. `overridden`: settings that an option set."""
+    """The report of one prediction. `overridden`: settings that an option set; `replay`:
+    what single passes do."""
     meta = snapshot.meta
     return Report(
         target=TargetFacts(
@@ -53,6 +61,7 @@ def assemble(
         ineligible=_ineligible(snapshot),
         entries=_entries(snapshot),
         notes=tuple(_notes(snapshot, prediction)),
+        timeline=() if replay is None else _timeline(replay),
     )
 
 
@@ -88,10 +97,20 @@ def _settings(
     }
 
 
+def _counters(counters: Counters) -> dict[str, int]:
+    """By file name, without those that this kernel does not have."""
+    return {name: value for name, value in asdict(counters).items() if value is not None}
+
+
+def _timeline(replay: Replay) -> tuple[Pass, ...]:
+    return tuple(
+        Pass(number, _counters(result.counters), number not in replay.inexact)
+        for number, result in enumerate(replay.passes, 1)
+    )
+
+
 def _system(snapshot: Snapshot, settings: Settings, prediction: Prediction) -> System:
-    counters = {
-        name: value for name, value in asdict(prediction.counters).items() if value is not None
-    }
+    counters = _counters(prediction.counters)
     if not (settings.smart_scan and snapshot.meta.rules.smart_scan):
         return System(counters)
     phases = {

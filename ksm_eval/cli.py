@@ -71,7 +71,7 @@ def _work(options: Options, arguments: Sequence[str]) -> None:
     check(options)
     from ksm_eval.evaluate import evaluate_snapshot
 
-    report = evaluate_snapshot(_snapshot(options), _overrides(options))
+    report = evaluate_snapshot(_snapshot(options), _overrides(options), passes=options.passes)
     if options.form == "json":
         from ksm_eval.report.model import Run
         from ksm_eval.report.to_json import to_json
@@ -133,6 +133,7 @@ def _snapshot(options: Options) -> Snapshot:
                     all=options.everything,
                 ),
                 mergeable_only=options.mergeable_only,
+                exact=options.passes > 0 or options.save is not None,
                 progress=progress,
             )
         finally:

@@ -11,6 +11,7 @@ from ksm_eval.assemble import assemble
 from ksm_eval.collect import collect
 from ksm_eval.errors import UsageError
 from ksm_eval.replay.converged import predict
+from ksm_eval.replay.ksmd import simulate
 from ksm_eval.report.model import Report
 from ksm_eval.snapshot import Snapshot
 from ksm_eval.target import Progress, Selection, Target
@@ -34,9 +35,12 @@ def open_target(
     )
 
 
-def evaluate_snapshot(snapshot: Snapshot, overrides: Mapping[str, Any] | None = None) -> Report:
+def evaluate_snapshot(
+    snapshot: Snapshot, overrides: Mapping[str, Any] | None = None, *, passes: int = 0
+) -> Report:
     """Replay ksmd on a snapshot and report.
 
+    `passes`: also the counters after each of so many full scans.
     `overrides` replaces settings by their /sys/kernel/mm/ksm names.
     Raises UsageError for a setting this kernel does not have.
     """
@@ -47,7 +51,8 @@ def evaluate_snapshot(snapshot: Snapshot, overrides: Mapping[str, Any] | None = 
         )
     settings = replace(snapshot.meta.settings, **overrides)
     prediction = predict(snapshot, settings)
-    return assemble(snapshot, settings, frozenset(overrides), prediction)
+    replay = simulate(snapshot, settings, passes) if passes else None
+    return assemble(snapshot, settings, frozenset(overrides), prediction, replay)
 
 
 def evaluate(
@@ -56,8 +61,11 @@ def evaluate(
     *,
     mergeable_only: bool = False,
     overrides: Mapping[str, Any] | None = None,
+    passes: int = 0,
     progress: Progress | None = None,
 ) -> Report:
     """Select, read, replay, report."""
-    snapshot = collect(target, selection, mergeable_only=mergeable_only, progress=progress)
-    return evaluate_snapshot(snapshot, overrides)
+    snapshot = collect(
+        target, selection, mergeable_only=mergeable_only, exact=passes > 0, progress=progress
+    )
+    return evaluate_snapshot(snapshot, overrides, passes=passes)

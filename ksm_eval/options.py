@@ -41,6 +41,7 @@ class Options:
     use_zero_pages: bool | None
     merge_across_nodes: bool | None
     smart_scan: bool | None
+    passes: int
     save: Path | None
     form: str
     output: Path | None
@@ -127,6 +128,10 @@ Examples:
     default=None,
     help="Instead of the target's own: skip pages that did not merge, ever longer.",
 )
+@click.option(
+    "--passes", type=click.IntRange(min=0, max=10_000), default=0, metavar="N",
+    help="Also the counters after each of the first N full scans.",
+)  # fmt: skip
 @_file("--save", help="Write a snapshot: hashes and page tables, no page contents.")
 @click.option(
     "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True,

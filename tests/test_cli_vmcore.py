@@ -87,6 +87,28 @@ def test_mergeable_only_is_what_ksmd_scanned(capsys: pytest.CaptureFixture[str])
     assert {key: system[key] for key in compared} == compared
 
 
+@pytest.mark.parametrize("from_snapshot", [False, True])
+def test_timeline(capsys: pytest.CaptureFixture[str], tmp_path: Path, from_snapshot: bool) -> None:
+    """Every counter after every pass, also from a saved snapshot."""
+    real = truth(TINY)["passes"]
+    words = ["-c", str(CORE), *PIDS]
+    if from_snapshot:
+        saved = str(tmp_path / "saved.npz")
+        assert ran(capsys, *words, "--save", saved)[0] == 0
+        words = ["--snapshot", saved]
+    code, out, _ = ran(capsys, *words, "--passes", len(real), "--format", "json")
+    assert code == 0
+    timeline = json.loads(out)["timeline"]
+    assert [row["pass"] for row in timeline] == [row["pass"] for row in real]
+    for row, expected in zip(timeline, real, strict=True):
+        compared = {key: value for key, value in expected["ksm"].items() if key in row}
+        assert len(compared) >= 11
+        assert {key: row[key] for key in compared} == compared
+        assert row["exact"] is True
+    code, out, _ = ran(capsys, *words, "--passes", 3)
+    assert "   3    224    2492" in out
+
+
 def test_no_vmcoreinfo(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "bare"
     path.write_bytes(containers.elf(containers.memory(CORE), note=b"SOMETHING"))

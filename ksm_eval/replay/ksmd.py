@@ -237,8 +237,8 @@ class Ksmd(State):
                 self.shape_unknown = self.passes
         return True
 
-    def copied_frame(self, f: int) -> None:
-        """The newest frame is a copy of `f`."""
+    def copied_frame(self) -> None:
+        """One more frame was made, by ksmd."""
 
     def pmd_split(self, compound: int, mapper: int) -> None:
         """`mapper` maps this THP by PTEs from now on."""
@@ -294,7 +294,7 @@ class Ksmd(State):
             self.mapped.append(0)
             for column in (self.content, self.is_zero, self.numa, self.rank):
                 column.append(column[f])
-            self.copied_frame(f)
+            self.copied_frame()
             self._move(i, copy)
             self.event_pass = self.passes
         if self.rules.reset_on_leave:

@@ -42,6 +42,9 @@ from ksm_eval.snapshot import (
 GONE = -3
 """Instead of a frame: nothing is mapped at this address any more."""
 
+OUTSIDE = -1
+"""Instead of a row in Processes: one that is not in the sample."""
+
 Key = tuple[int, int]
 """A process: pid and start time."""
 
@@ -105,6 +108,7 @@ class Series(Ksmd):
         self.stale_items: dict[int, list[int]] = {}
         self.dead: list[int] = []  # items of processes that are gone
         self.pte_mapped: set[tuple[int, Key]] = set()  # (compound, process): PMD split by ksmd
+        self.outside_split: dict[int, int] = {}  # how many others' PMDs, by compound
         self.keys: list[Key] = []  # of the rows of this sample
         self.parents: dict[Key, Key] = {}  # of the processes that are new in this sample
         self.copied: dict[Key, tuple[int, int]] = {}  # counters a process started with (6.1)
@@ -383,9 +387,22 @@ class Series(Ksmd):
         huge = has(snapshot.mappings.flags, MappingFlag.HUGE) & (now.compound >= 0)
         pairs = np.unique(np.stack((now.compound[huge], row[huge]), axis=1), axis=0)
         self.pmds = {}
+        raw = snapshot.frames.compound[snapshot.mappings.frame[huge]]
+        outside = dict(
+            zip(
+                now.compound[huge].tolist(),
+                snapshot.compounds.pmd_mapcount[raw].tolist(),
+                strict=True,
+            )
+        )
         for c, number in pairs.tolist():
+            outside[c] -= 1
             if not self.split[c] and (c, self.keys[number]) not in self.pte_mapped:
                 self.pmds.setdefault(c, []).append(number)
+        for c, count in outside.items():
+            left = count - self.outside_split.get(c, 0)
+            if left > 0 and not self.split[c]:
+                self.pmds.setdefault(c, []).extend([OUTSIDE] * left)
 
     # One pass
 
@@ -395,9 +412,12 @@ class Series(Ksmd):
         self.scan(self.visits)
 
     def pmd_split(self, compound: int, mapper: int) -> None:
-        self.pte_mapped.add((compound, self.keys[mapper]))
+        if mapper == OUTSIDE:
+            self.outside_split[compound] = self.outside_split.get(compound, 0) + 1
+        else:
+            self.pte_mapped.add((compound, self.keys[mapper]))
 
-    def copied_frame(self, f: int) -> None:
+    def copied_frame(self) -> None:
         self.frame_pfn.append(-1)
         self.outside.append(0)
 

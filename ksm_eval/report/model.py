@@ -65,6 +65,15 @@ class System:
 
 
 @dataclass(frozen=True)
+class Pass:
+    """After one full scan."""
+
+    number: int  # from 1
+    counters: Mapping[str, int]  # as System.counters, and pages_scanned, pages_skipped, full_scans
+    exact: bool  # False: depends on the order of the contents, which the snapshot does not tell
+
+
+@dataclass(frozen=True)
 class Savings:
     """Memory really gained, unlike general_profit, which counts mappings."""
 
@@ -136,6 +145,7 @@ class Report:
     ineligible: tuple[Ineligible, ...]  # largest first
     entries: Mapping[str, int]  # page-table entries of mergeable VMAs by kind, in pages
     notes: tuple[str, ...]
+    timeline: tuple[Pass, ...] = ()  # with --passes
 
 
 @dataclass(frozen=True)

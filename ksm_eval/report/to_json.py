@@ -9,6 +9,7 @@ from typing import Any
 
 from ksm_eval.report.model import (
     SCHEMA_VERSION,
+    Pass,
     ProcessRow,
     Report,
     Run,
@@ -60,4 +61,8 @@ def _vma(plain: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in plain.items() if value is not None}
 
 
-_SPECIAL = {System: _system, ProcessRow: _process, VmaRow: _vma}
+def _pass(plain: dict[str, Any]) -> dict[str, Any]:
+    return {"pass": plain["number"], "exact": plain["exact"], **plain["counters"]}
+
+
+_SPECIAL = {Pass: _pass, System: _system, ProcessRow: _process, VmaRow: _vma}

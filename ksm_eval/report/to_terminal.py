@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ksm_eval.report.model import Completeness, Phase, ProcessRow, Report
+from ksm_eval.report.model import Completeness, Pass, Phase, ProcessRow, Report
 from ksm_eval.report.text import printable
 
 WIDTH = 80
@@ -26,6 +26,16 @@ _ORDER = (
     "stable_node_dups",
     *_BYTES,
 )
+_TIMELINE = {
+    "pages_shared": "shared",
+    "pages_sharing": "sharing",
+    "pages_unshared": "unshared",
+    "pages_volatile": "volatile",
+    "ksm_zero_pages": "zero",
+    "stable_node_chains": "chains",
+    "stable_node_dups": "dups",
+    "general_profit": "profit",
+}
 _QUESTIONS = {
     "merge_any": "as if PR_SET_MEMORY_MERGE had been set for them",
     "mergeable_only": "only what they offer already (VM_MERGEABLE)",
@@ -66,6 +76,7 @@ def to_terminal(
     _completeness(console, report.completeness)
     _verdict(console, report)
     _counters(console, report, actual, printable(actual_label))
+    _timeline(console, report.timeline)
     _savings(console, report)
     _processes(console, report)
     _ineligible(console, report)
@@ -206,6 +217,25 @@ def _phase_of(actual: Mapping[str, int], phases: Mapping[str, Phase]) -> str | N
         if read == (phase.pages_unshared, phase.pages_volatile):
             return name
     return None
+
+
+def _timeline(console: Console, passes: tuple[Pass, ...]) -> None:
+    """Counters pass by pass; those that say how ksmd works are left to JSON."""
+    if not passes:
+        return
+    columns = [name for name in _TIMELINE if name in passes[0].counters]
+    _title(console, "After each full scan")
+    table = _table(("pass", True), *((_TIMELINE[name], True) for name in columns), gap=1)
+    for entry in passes:
+        number = str(entry.number) if entry.exact else f"~{entry.number}"
+        table.add_row(number, *(str(entry.counters[name]) for name in columns))
+    console.print(table)
+    if not all(entry.exact for entry in passes):
+        text = (
+            "~ depends on the order of page contents, which this snapshot does not tell: some "
+            "pages may be unshared instead of volatile, or merge a pass early."
+        )
+        console.print(_hanging("", text))
 
 
 def _savings(console: Console, report: Report) -> None:

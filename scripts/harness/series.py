@@ -11,17 +11,18 @@ from script import Script
 from static import take
 from workloads import Workload
 
-from ksm_eval.replay.rules import Settings
+from ksm_eval.evaluate import open_target
+from ksm_eval.memcmp_order import common_order
+from ksm_eval.replay.series import simulate_series
 from ksm_eval.replay.state import PassResult
 from ksm_eval.snapshot import Snapshot
+from ksm_eval.target import Target
 
 
-def replay(snapshots: list[Snapshot], settings: Settings) -> list[PassResult]:
+def replay(samples: list[tuple[Target, Snapshot]]) -> list[PassResult]:
     """The one place where a series of samples is handed to the replay: a pass a sample."""
-    from ksm_eval.replay.series import simulate_series
-
-    results: list[PassResult] = simulate_series(snapshots, settings)
-    return results
+    snapshots = common_order(samples)
+    return simulate_series(snapshots, snapshots[0].meta.settings)
 
 
 def run_changing(
@@ -29,7 +30,7 @@ def run_changing(
 ) -> tuple[Truth, Comparison]:
     script = Script()
     workload.write(script)
-    snapshots: list[Snapshot] = []
+    samples: list[tuple[Target, Snapshot]] = []  # targets stay open, their files are deleted
     pids: list[dict[int, int]] = []  # of each dump
 
     def dumped(number: int, elf: Path, truth: Truth) -> None:
@@ -38,14 +39,19 @@ def run_changing(
             (keep / f"vmcore-{number}").write_bytes(elf.read_bytes())
             (keep / "script").write_text(script.text())
         running = {process: truth.pids[process] for process in truth.running}
-        snapshots.append(take(elf, list(running.values()), mergeable_only=True))
+        target = open_target(elf)
+        samples.append((target, take(target, list(running.values()), mergeable_only=True)))
         pids.append(running)
 
-    run(image, script.text(), work, elf, dumping=True, dumped=dumped)
-    truth = run(image, script.text(), work, elf, dumped=dumped)
-    results = replay(snapshots, snapshots[0].meta.settings)
+    try:
+        run(image, script.text(), work, elf, dumping=True, dumped=dumped)
+        truth = run(image, script.text(), work, elf, dumped=dumped)
+        results = replay(samples)
+    finally:
+        for target, _ in samples:
+            target.close()
     comparison = Comparison()
-    rows = zip(results, snapshots, truth.passes, pids, strict=True)
-    for number, (result, snapshot, real, by_process) in enumerate(rows, 1):
+    rows = zip(results, samples, truth.passes, pids, strict=True)
+    for number, (result, (_, snapshot), real, by_process) in enumerate(rows, 1):
         compare_pass(comparison, number, result, snapshot, real, by_process)
     return truth, comparison

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +17,14 @@ from ksm_eval.evaluate import open_target
 from ksm_eval.replay.converged import predict
 from ksm_eval.replay.ksmd import simulate
 from ksm_eval.snapshot import FrameFlag, Snapshot
-from ksm_eval.target import Selection
+from ksm_eval.target import Selection, Target
 
 
-def take(elf: Path, pids: list[int], *, mergeable_only: bool) -> Snapshot:
+def take(target: Target, pids: list[int], *, mergeable_only: bool) -> Snapshot:
     """The snapshot of a dump: of the processes that ksmd is going to scan."""
-    target = open_target(elf)
-    try:
-        return collect(target, Selection(pids=tuple(pids)), mergeable_only=mergeable_only, seed=1)
-    finally:
-        target.close()
+    return collect(
+        target, Selection(pids=tuple(pids)), mergeable_only=mergeable_only, seed=1, exact=True
+    )
 
 
 def run_static(
@@ -44,7 +43,8 @@ def run_static(
             (keep / "script").write_text(script.text())
         pids = [truth.pids[process] for process in sorted(truth.pids)]
         # VM_MERGEABLE says what ksmd scans, but for processes that register later.
-        snapshots.append(take(elf, pids, mergeable_only=not workload.late))
+        with closing(open_target(elf)) as target:
+            snapshots.append(take(target, pids, mergeable_only=not workload.late))
 
     truth = run(image, script.text(), work, elf, numa=workload.numa, dumped=dumped)
     snapshot = snapshots[0]
