@@ -7,12 +7,12 @@ variables, struct members, exported or callback functions.
 from __future__ import annotations
 
 import re
-import struct
 
-from drgn import FaultError, Program, TypeKind
+from drgn import Architecture, FaultError, Program, TypeKind
 
 from ksm_eval.errors import TargetError
 from ksm_eval.replay.rules import Rules
+from ksm_eval.target.machine_code import flag_cleared_aarch64, flag_cleared_x86
 
 
 def has_symbol(prog: Program, name: str) -> bool:
@@ -69,26 +69,19 @@ def _pmd_at_a_time(prog: Program, notes: list[str]) -> bool:
         return False
     if has_symbol(prog, "zero_page_pfn"):  # 7.1+
         return False
-    flag = enum_value(prog, "TTU_SPLIT_HUGE_PMD") or 4
-    clear = bytes((~flag & 0xFF,))
     try:
         caller = prog.symbol("try_to_migrate_one")
         callee = prog.symbol("split_huge_pmd_locked").address
         text = prog.read(caller.address, caller.size)
     except (LookupError, FaultError):
-        text = b""
-    for match in re.finditer(rb"\xe8(....)", text, re.DOTALL):
-        target = caller.address + match.end() + struct.unpack("<i", match[1])[0]
-        if target == callee:
-            near = text[match.end() : match.end() + 32]
-            return (
-                re.search(
-                    rb"\x83[\xe0-\xe7\x60-\x67\xa0-\xa7\x20-\x27].{0,5}" + re.escape(clear),
-                    near,
-                    re.DOTALL,
-                )
-                is None
-            )
+        pass
+    else:
+        flag = enum_value(prog, "TTU_SPLIT_HUGE_PMD") or 4
+        arm = prog.platform is not None and prog.platform.arch == Architecture.AARCH64
+        cleared = flag_cleared_aarch64 if arm else flag_cleared_x86
+        repaired = cleared(text, caller.address, callee, flag)
+        if repaired is not None:
+            return not repaired
     notes.append(
         "kernel text is not in the dump: assumed that splitting a THP unmaps one process at "
         "a time (6.16 to early 6.19); matters only for THPs shared by fork"

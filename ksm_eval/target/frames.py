@@ -81,7 +81,7 @@ def page_layout(prog: Program) -> PageLayout:
     """Raises TargetError where struct page is not as any kernel from 5.10 to 7.3 has it."""
     size = prog.type("struct page").size
     assert size is not None
-    entire = _offset(prog, "struct folio", "_entire_mapcount")  # 6.2+, commit 65a689f35a4e
+    entire = _offset(prog, "struct folio", "_entire_mapcount")  # 6.2+
     if entire is None:
         entire = size + _required(prog, "struct page", "compound_mapcount")
     order = _offset(prog, "struct page", "compound_order")  # until 6.6, commit ebc1baf5c9b4

@@ -101,7 +101,7 @@ def _registered_mms(prog: Program, notes: list[str]) -> Iterator[int]:
     """mm addresses on ksmd's list, in scan order (ksm_mm_head; mm/ksm.c, 5.10 to 7.3)."""
     try:
         try:
-            head = prog["ksm_mm_head"].slot.mm_node  # 6.2+, commit 58730ab6c7ca: generic mm_slot
+            head = prog["ksm_mm_head"].slot.mm_node  # 6.1+, commit 58730ab6c7ca
             for slot in list_for_each_entry(
                 "struct ksm_mm_slot", head.address_of_(), "slot.mm_node"
             ):
