@@ -13,7 +13,9 @@ from ksm_eval.snapshot import Snapshot
 from ksm_eval.target import Selection, Target
 
 VMCORES = Path(__file__).parent.parent / "fixtures" / "vmcores"
-NAMES = sorted(path.name.removesuffix(".truth.json") for path in VMCORES.glob("*.truth.json"))
+_ALL = sorted(path.name.removesuffix(".truth.json") for path in VMCORES.glob("*.truth.json"))
+NAMES = [name for name in _ALL if not name.endswith("-warm")]
+WARM = [name for name in _ALL if name.endswith("-warm")]  # dumped after ksmd's sixth pass
 assert NAMES, "no vmcore with a truth file in fixtures/vmcores"
 
 TINY = "x86_64-6.12-tiny"

@@ -333,7 +333,7 @@ def test_a_closed_output(saved: Path) -> None:
 def test_interrupt(saved: Path) -> None:
     program = (
         "import signal, sys, ksm_eval.evaluate as e; from ksm_eval.cli import run\n"
-        "def waits(*_): print('here', flush=True); signal.pause()\n"
+        "def waits(*_, **__): print('here', flush=True); signal.pause()\n"
         "e.evaluate_snapshot = waits; sys.exit(run(sys.argv[1:]))"
     )
     with subprocess.Popen(
@@ -391,7 +391,7 @@ def test_bugs_have_an_exit_code_and_no_traceback(
     code: int,
     message: str,
 ) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr("ksm_eval.evaluate.evaluate_snapshot", broken)

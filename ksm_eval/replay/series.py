@@ -135,7 +135,7 @@ class Series(Ksmd):
         heads = np.append(snapshot.compounds.head.astype(np.int64), -1)
         now = Sample(address, np.full(len(row), -1), pfn, content, heads[raw], raw)
 
-        before, own = self._matched(address, bounds)
+        before, own = self._matched(address, pfn, bounds)
         source = before.slot >= 0
         same_pfn = source & (before.pfn == pfn)
         same = source & (before.content == content) & (same_pfn | (content >= 0))
@@ -171,7 +171,7 @@ class Series(Ksmd):
         found[has(frames.flags, FrameFlag.UNREADABLE)] = -1
         return found
 
-    def _matched(self, address: U64, bounds: I64) -> tuple[Sample, NDArray[np.bool_]]:
+    def _matched(self, address: U64, pfn: U64, bounds: I64) -> tuple[Sample, NDArray[np.bool_]]:
         """What was at each address before (`slot` -1: nothing), and whether in this process;
         else it is its parent's, as the process is new."""
         count = len(address)
@@ -189,7 +189,7 @@ class Series(Ksmd):
             old = self.samples.get(key)
             own[rows] = old is not None
             if old is None:
-                parent = self._parent(number, address[rows])
+                parent = self._parent(number, address[rows], pfn[rows])
                 if parent is None:
                     continue
                 old = self.samples[parent]
@@ -200,7 +200,7 @@ class Series(Ksmd):
                 getattr(found, name)[rows][hit] = getattr(old, name)[at[hit]]
         return found, own
 
-    def _parent(self, number: int, address: U64) -> Key | None:
+    def _parent(self, number: int, address: U64, pfn: U64) -> Key | None:
         """The process of the last sample that this new one was forked from, if any."""
         ppid = self.snapshot.processes.ppid
         before = {key[0]: key for key in self.samples}
@@ -211,12 +211,15 @@ class Series(Ksmd):
             pid = int(ppid[now[pid]])
             if pid in before and (pid not in now or self.keys[now[pid]] == before[pid]):
                 return before[pid]
-        # The parent is gone or not selected: the one with most of its addresses.
-        common = {
-            key: int(_find(old.address, address)[1].sum()) for key, old in self.samples.items()
-        }
-        best = max(common, key=common.__getitem__, default=None)
-        return best if best is not None and common[best] else None
+        # Its parent has exited, or is not selected: then nothing is known of what it inherits.
+        best, most = None, len(address) // 2
+        for key, old in self.samples.items():
+            if ppid is None or key not in self.keys:
+                at, hit = _find(old.address, address)
+                common = int((hit & (old.pfn[at] == pfn)).sum()) if len(old.pfn) else 0
+                if common > most:
+                    best, most = key, common
+        return best
 
     def _compounds(
         self,

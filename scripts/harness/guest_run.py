@@ -49,7 +49,7 @@ class Skipped(Exception):
 
 @cache
 def compile_init(work: Path) -> bytes:
-    out = work / "harness-init"
+    out = work / "harness/init"
     command = ["musl-gcc", "-static", "-Os", "-s", "-Wall", "-Wextra", "-Werror"]
     sources = [HERE / "init.c", HERE.parent / "guests/common.c"]
     subprocess.run([*command, f"-I{HERE.parent / 'guests'}", "-o", out, *sources], check=True)
@@ -64,7 +64,7 @@ def _guest(image: Image, work: Path, *, numa: bool) -> Guest:
     return Guest(image.path, {"init": compile_init(work), **image.modules}, memory, arguments)
 
 
-_saving = threading.Lock()
+_preparing = threading.Lock()
 
 
 def _booted(guest: Guest, image: Image, work: Path) -> tuple[Path, list[str]]:
@@ -72,18 +72,17 @@ def _booted(guest: Guest, image: Image, work: Path) -> tuple[Path, list[str]]:
     key = hashlib.sha256(repr((guest, image.path.stat().st_mtime)).encode()).hexdigest()[:16]
     state = work / "harness" / f"{image.kernel.name}-{key}.state"
     said = state.with_suffix(".console")
-    with _saving:
-        if not said.exists():
-            for attempt in (1, 2):
-                try:
-                    with Machine(guest) as machine:
-                        machine.console.wait_for("@idle")
-                        machine.save(state)
-                        said.write_text("\n".join(machine.console.lines))
-                    break
-                except GuestError:
-                    if attempt == 2:
-                        raise
+    if not said.exists():
+        for attempt in (1, 2):
+            try:
+                with Machine(guest) as machine:
+                    machine.console.wait_for("@idle")
+                    machine.save(state)
+                    said.write_text("\n".join(machine.console.lines))
+                break
+            except GuestError:
+                if attempt == 2:
+                    raise
     return state, said.read_text().splitlines()
 
 
@@ -104,8 +103,9 @@ def run(
     never runs; else it makes a pass at every `step`. Each run goes on from the same state of a
     booted guest, so two runs of a script see the same memory.
     """
-    guest = _guest(image, work, numa=numa)
-    state, boot = _booted(guest, image, work)
+    with _preparing:
+        guest = _guest(image, work, numa=numa)
+        state, boot = _booted(guest, image, work)
     dumps = 0
     with Machine(guest, state) as machine:
         console = machine.console

@@ -305,10 +305,25 @@ static void print_running(void)
 	printf("\n");
 }
 
+/* A process acknowledges before it waits for its next command: let it get there. */
+static void settle(void)
+{
+	int pids[PROCESSES], count = running(pids);
+	char path[32];
+
+	usleep(5000);
+	for (int i = 0; i < count; i++) {
+		snprintf(path, sizeof(path), "/proc/%d/stat", pids[i]);
+		while (read_file(path) > 0 && !strstr(text, ") S "))
+			usleep(1000);
+	}
+}
+
 static void wait_for_host(const char *line)
 {
 	char newline;
 
+	settle();
 	printf("%s\n", line);
 	if (read(0, &newline, 1) != 1)
 		die("no newline");
@@ -360,6 +375,7 @@ static void carry_out_script(char *script)
 			show(0);
 			wait_for_host("@ready");
 		} else if (!strcmp(name, "pass")) {
+			settle();
 			one_pass(++pass);
 			show(pass);
 		} else if (!strcmp(name, "dumping")) {
@@ -373,6 +389,7 @@ static void carry_out_script(char *script)
 				print_running();
 				wait_for_host("@step");
 			} else {
+				settle();
 				if (pass == 1)
 					show(0);
 				one_pass(pass);

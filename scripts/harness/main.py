@@ -166,7 +166,7 @@ def main(arguments: list[str] | None = None) -> int:
     if missing:
         raise SystemExit(f"error: missing tools; install: {' '.join(missing)}")
     options.work = options.work.resolve()
-    options.work.mkdir(parents=True, exist_ok=True)
+    (options.work / "harness").mkdir(parents=True, exist_ok=True)
     try:
         todo = jobs(options)
     except kernels.KernelError as error:

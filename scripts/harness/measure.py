@@ -91,7 +91,6 @@ def measure(image: Image, workload: Workload, work: Path, keep: Path | None) -> 
         return result
     name = f"{kernel.name}-{workload.name}"
     elf = work / "harness" / f"{name}.elf"
-    elf.parent.mkdir(parents=True, exist_ok=True)
     folder = None if keep is None else keep / name
     settled = None
     start = time.monotonic()
