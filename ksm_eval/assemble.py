@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import asdict, fields
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 
+from ksm_eval.replay.calm import Calm
 from ksm_eval.replay.converged import Prediction
 from ksm_eval.replay.counters import Counters
-from ksm_eval.replay.ksmd import Replay
 from ksm_eval.replay.rules import Settings
+from ksm_eval.replay.state import PassResult
 from ksm_eval.report.model import (
     Completeness,
     Ineligible,
@@ -20,6 +21,7 @@ from ksm_eval.report.model import (
     Report,
     Savings,
     Setting,
+    Stillness,
     System,
     TargetFacts,
     VmaRow,
@@ -32,10 +34,11 @@ def assemble(
     settings: Settings,
     overridden: Collection[str],
     prediction: Prediction,
-    replay: Replay | None = None,
+    timeline: Timeline | None = None,
+    calm: Calm | None = None,
 ) -> Report:
-    """The report of one prediction. `overridden`: settings that an option set; `replay`:
-    what single passes do."""
+    """The report of one prediction. `overridden`: settings that an option set; `timeline`: what
+    single passes do; `calm`: what stood still, where there were several samples."""
     meta = snapshot.meta
     return Report(
         target=TargetFacts(
@@ -56,12 +59,13 @@ def assemble(
         system=_system(snapshot, settings, prediction),
         observed=meta.counters,
         savings=_savings(snapshot, prediction),
-        processes=_processes(snapshot, prediction),
-        vmas=_vmas(snapshot, prediction),
+        processes=_processes(snapshot, prediction, calm),
+        vmas=_vmas(snapshot, prediction, calm),
         ineligible=_ineligible(snapshot),
         entries=_entries(snapshot),
-        notes=tuple(_notes(snapshot, prediction)),
-        timeline=() if replay is None else _timeline(replay),
+        notes=tuple(_notes(snapshot, prediction, calm)),
+        timeline=() if timeline is None else _timeline(timeline),
+        calm=None if calm is None else _calm(snapshot, calm),
     )
 
 
@@ -102,10 +106,31 @@ def _counters(counters: Counters) -> dict[str, int]:
     return {name: value for name, value in asdict(counters).items() if value is not None}
 
 
-def _timeline(replay: Replay) -> tuple[Pass, ...]:
+@dataclass(frozen=True)
+class Timeline:
+    """Counters after each full scan, and the scans that could not be replayed exactly."""
+
+    passes: Sequence[PassResult] = ()
+    inexact: Collection[int] = ()
+
+
+def _timeline(timeline: Timeline) -> tuple[Pass, ...]:
     return tuple(
-        Pass(number, _counters(result.counters), number not in replay.inexact)
-        for number, result in enumerate(replay.passes, 1)
+        Pass(number, _counters(result.counters), number not in timeline.inexact)
+        for number, result in enumerate(timeline.passes, 1)
+    )
+
+
+def _calm(snapshot: Snapshot, calm: Calm) -> Stillness:
+    wanted = snapshot.processes.selected
+    total, same, fresh = (int(rows[wanted].sum()) for rows in (calm.mappings, calm.calm, calm.new))
+    return Stillness(
+        samples=calm.samples,
+        mappings=total,
+        calm=same,
+        new=fresh,
+        changed=total - same - fresh,
+        fork_shared=calm.fork_shared,
     )
 
 
@@ -153,7 +178,9 @@ def _records_now(snapshot: Snapshot) -> int:
     )
 
 
-def _processes(snapshot: Snapshot, prediction: Prediction) -> tuple[ProcessRow, ...]:
+def _processes(
+    snapshot: Snapshot, prediction: Prediction, calm: Calm | None
+) -> tuple[ProcessRow, ...]:
     processes, counters, saved = snapshot.processes, prediction.processes, prediction.savings
     zero, profit = counters.ksm_zero_pages, counters.ksm_process_profit
     return tuple(
@@ -168,13 +195,15 @@ def _processes(snapshot: Snapshot, prediction: Prediction) -> tuple[ProcessRow, 
             ksm_process_profit=None if profit is None else int(profit[row]),
             pss_before=round(float(saved.pss_before[row])),
             pss_after=round(float(saved.pss_after[row])),
+            calm_pages=None if calm is None else int(calm.calm[row]),
         )
         for row in np.flatnonzero(processes.selected).tolist()
     )
 
 
-def _vmas(snapshot: Snapshot, prediction: Prediction) -> tuple[VmaRow, ...]:
+def _vmas(snapshot: Snapshot, prediction: Prediction, calm: Calm | None) -> tuple[VmaRow, ...]:
     vmas = snapshot.vmas
+    steady = [None] * len(vmas) if calm is None else calm.vma_calm.tolist()
     pids = snapshot.processes.pid[vmas.process].tolist()
     asked = snapshot.processes.selected[vmas.process].tolist()
     return tuple(
@@ -185,8 +214,9 @@ def _vmas(snapshot: Snapshot, prediction: Prediction) -> tuple[VmaRow, ...]:
             name=name,
             ksm_pages=None if reason else ksm_pages,
             ineligible=reason or None,
+            calm_pages=None if reason else calm_pages,
         )
-        for wanted, pid, start, end, name, reason, ksm_pages in zip(
+        for wanted, pid, start, end, name, reason, ksm_pages, calm_pages in zip(
             asked,
             pids,
             vmas.start.tolist(),
@@ -194,6 +224,7 @@ def _vmas(snapshot: Snapshot, prediction: Prediction) -> tuple[VmaRow, ...]:
             vmas.name,
             vmas.reason,
             prediction.ksm_pages.tolist(),
+            steady,
             strict=True,
         )
         if wanted
@@ -219,11 +250,18 @@ def _entries(snapshot: Snapshot) -> dict[str, int]:
     return {kind.name.lower(): int(totals[kind]) for kind in Entry}
 
 
-def _notes(snapshot: Snapshot, prediction: Prediction) -> list[str]:
-    notes = [
-        "one sample: pages that change are taken for calm, so these figures are an upper bound",
-        *snapshot.meta.notes,
-    ]
+def _notes(snapshot: Snapshot, prediction: Prediction, calm: Calm | None) -> list[str]:
+    if calm is None:
+        first = (
+            "one sample: pages that change are taken for calm, so these figures are an upper bound"
+        )
+    else:
+        first = (
+            f"{calm.samples} samples: the timeline is what ksmd does with one full scan a sample; "
+            "the settled figures are those of the last sample if nothing changed from then on. "
+            "A write that leaves a page's bytes as they were cannot be seen in samples"
+        )
+    notes = [first, *snapshot.meta.notes]
     merged = int(has(snapshot.frames.flags, FrameFlag.KSM).sum())
     others = len(snapshot.processes) - int(snapshot.processes.selected.sum())
     if merged or others:

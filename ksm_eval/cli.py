@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import shutil
 import sys
 import time
@@ -26,6 +27,7 @@ from ksm_eval.report.text import printable
 if TYPE_CHECKING:
     from ksm_eval.report.model import Report
     from ksm_eval.snapshot import Snapshot
+    from ksm_eval.target import Target
 
 EXIT_INTERNAL = 5  # a bug in ksm-eval
 EXIT_INTERRUPT = 130  # as a shell says for SIGINT
@@ -69,9 +71,7 @@ def _work(options: Options, arguments: Sequence[str]) -> None:
     started = time.monotonic()
     _start_logging(options)
     check(options)
-    from ksm_eval.evaluate import evaluate_snapshot
-
-    report = evaluate_snapshot(_snapshot(options), _overrides(options), passes=options.passes)
+    report = _report(options)
     if options.form == "json":
         from ksm_eval.report.model import Run
         from ksm_eval.report.to_json import to_json
@@ -101,28 +101,46 @@ def _start_logging(options: Options) -> None:
     logging.getLogger().setLevel(above_all if level == "none" else level.upper())
 
 
-def _snapshot(options: Options) -> Snapshot:
+def _report(options: Options) -> Report:
+    from ksm_eval.evaluate import evaluate_samples, evaluate_snapshot
     from ksm_eval.save import load, save
 
+    overrides = _overrides(options)
     if options.snapshot is not None:
-        return load(options.snapshot)
-    assert options.core is not None
+        return evaluate_snapshot(load(options.snapshot), overrides, passes=options.passes)
+    samples = _samples(options)
+    try:
+        if len(samples) > 1:
+            return evaluate_samples(samples, overrides)
+        _, snapshot = samples[0]
+        if options.save is not None:
+            save(snapshot, options.save)
+        return evaluate_snapshot(snapshot, overrides, passes=options.passes)
+    finally:
+        for target, _ in samples:
+            target.close()
+
+
+def _samples(options: Options) -> list[tuple[Target, Snapshot]]:
+    """One sample a vmcore, all hashed under one key; the targets stay open."""
     from ksm_eval.evaluate import collect, open_target
     from ksm_eval.target import Selection
 
+    seed = secrets.randbits(64)
+    samples: list[tuple[Target, Snapshot]] = []
     bar: Any = nullcontext()
     if not options.quiet and sys.stderr.isatty():
         from ksm_eval.progress import ProgressBar
 
         bar = ProgressBar()
     with bar as progress:
-        target = open_target(
-            options.core,
-            symbols=options.symbols,
-            vmcoreinfo=options.vmcoreinfo,
-            architecture=options.architecture,
-        )
-        try:
+        for core in options.cores:
+            target = open_target(
+                core,
+                symbols=options.symbols,
+                vmcoreinfo=options.vmcoreinfo,
+                architecture=options.architecture,
+            )
             snapshot = collect(
                 target,
                 Selection(
@@ -135,12 +153,10 @@ def _snapshot(options: Options) -> Snapshot:
                 mergeable_only=options.mergeable_only,
                 exact=options.passes > 0 or options.save is not None,
                 progress=progress,
+                seed=seed,
             )
-        finally:
-            target.close()
-    if options.save is not None:
-        save(snapshot, options.save)
-    return snapshot
+            samples.append((target, snapshot))
+    return samples
 
 
 def _overrides(options: Options) -> dict[str, int | bool]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from ksm_eval.collect_ksmd import ksmd_state
 from ksm_eval.errors import TargetError
 from ksm_eval.memcmp_order import with_memcmp_order
 from ksm_eval.snapshot import (
@@ -122,12 +123,9 @@ def collect(
     frame_rows = np.flatnonzero(used)
     new_row = np.cumsum(used) - 1
     compounds, compound = _compounds(table, frame_rows)
-    swept = sweep(
-        target,
-        pfns[frame_rows],
-        secrets.randbits(64) if seed is None else seed,
-        progress,
-    )
+    seed = secrets.randbits(64) if seed is None else seed
+    records = target.ksmd(walked.processes) if warm else None
+    swept = sweep(target, pfns[frame_rows], seed, progress, checksums=records is not None)
     _refuse_if_filtered(swept.unreadable, len(frame_rows))
     frames = Frames(
         pfn=pfns[frame_rows],
@@ -146,6 +144,11 @@ def collect(
     mappings = Mappings(
         frame=new_row[row[keep]].astype(np.uint32), page=page[keep], flags=flags[keep]
     )
+    vmas = _vma_table(walked, counts, entries)
+    ksmd = None
+    if records is not None and swept.checksum is not None:
+        checksum = swept.checksum[mappings.frame]
+        ksmd = ksmd_state(target, records, vmas, mappings.page, checksum, seed)
     return Snapshot(
         meta=Metadata(
             kind=info.kind,
@@ -168,10 +171,11 @@ def collect(
             total_ram_pages=info.total_ram_pages,
         ),
         processes=_process_table(walked.processes),
-        vmas=_vma_table(walked, counts, entries),
+        vmas=vmas,
         mappings=mappings,
         frames=with_memcmp_order(target, frames, rules, mappings, settings, exact=exact),
         compounds=compounds,
+        ksmd=ksmd,
     )
 
 

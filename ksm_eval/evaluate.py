@@ -7,16 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ksm_eval.assemble import assemble
+from ksm_eval.assemble import Timeline, assemble
 from ksm_eval.collect import collect
 from ksm_eval.errors import UsageError
+from ksm_eval.memcmp_order import common_order
+from ksm_eval.replay.calm import calm
 from ksm_eval.replay.converged import predict
 from ksm_eval.replay.ksmd import simulate
+from ksm_eval.replay.rules import Settings
+from ksm_eval.replay.series import simulate_series
 from ksm_eval.report.model import Report
 from ksm_eval.snapshot import Snapshot
 from ksm_eval.target import Progress, Selection, Target
 
-__all__ = ["collect", "evaluate", "evaluate_snapshot", "open_target"]
+__all__ = ["collect", "evaluate", "evaluate_samples", "evaluate_snapshot", "open_target"]
 
 
 def open_target(
@@ -40,19 +44,54 @@ def evaluate_snapshot(
 ) -> Report:
     """Replay ksmd on a snapshot and report.
 
-    `passes`: also the counters after each of so many full scans.
-    `overrides` replaces settings by their /sys/kernel/mm/ksm names.
+    `passes`: also the counters after each of so many full scans. `overrides` replaces
+    settings by their /sys/kernel/mm/ksm names.
     Raises UsageError for a setting this kernel does not have.
     """
-    overrides = dict(overrides or {})
+    settings = _settings(snapshot, overrides)
+    prediction = predict(snapshot, settings)
+    replay = simulate(snapshot, settings, passes) if passes else None
+    timeline = Timeline(replay.passes, replay.inexact) if replay else Timeline()
+    return assemble(snapshot, settings, frozenset(overrides or ()), prediction, timeline)
+
+
+def evaluate_samples(
+    samples: Sequence[tuple[Target, Snapshot]], overrides: Mapping[str, Any] | None = None
+) -> Report:
+    """Replay ksmd over several samples of one boot, a full scan each.
+
+    The targets must still be open, and the snapshots collected with one `seed`. The settled
+    state is that of the last sample if it stood still from then on. Raises UsageError for
+    samples of different kernels.
+    """
+    _same_boot([target for target, _ in samples])
+    snapshots = common_order(samples)
+    last = snapshots[-1]
+    settings = _settings(last, overrides)
+    prediction = predict(last, settings)
+    timeline = Timeline(simulate_series(snapshots, settings))
+    return assemble(
+        last, settings, frozenset(overrides or ()), prediction, timeline, calm(snapshots)
+    )
+
+
+def _same_boot(targets: Sequence[Target]) -> None:
+    first = targets[0].info
+    for target in targets[1:]:
+        if target.info.boot != first.boot:
+            raise UsageError(
+                f"{target.info.path} and {first.path} are not of the same boot",
+                "samples must be of one running kernel; evaluate others one by one",
+            )
+
+
+def _settings(snapshot: Snapshot, overrides: Mapping[str, Any] | None) -> Settings:
+    overrides = overrides or {}
     if overrides.get("smart_scan") and not snapshot.meta.rules.smart_scan:
         raise UsageError(
             f"kernel {snapshot.meta.release} has no smart scan", "leave --smart-scan out"
         )
-    settings = replace(snapshot.meta.settings, **overrides)
-    prediction = predict(snapshot, settings)
-    replay = simulate(snapshot, settings, passes) if passes else None
-    return assemble(snapshot, settings, frozenset(overrides), prediction, replay)
+    return replace(snapshot.meta.settings, **overrides)
 
 
 def evaluate(

@@ -31,7 +31,7 @@ class Options:
     comms: tuple[str, ...]
     cgroups: tuple[str, ...]
     everything: bool
-    core: Path | None
+    cores: tuple[Path, ...]
     snapshot: Path | None
     symbols: tuple[Path, ...]
     vmcoreinfo: Path | None
@@ -95,7 +95,10 @@ Examples:
     help="Processes of a cgroup (v2 path) and those below it. May be given more than once.",
 )  # fmt: skip
 @click.option("--all", "everything", is_flag=True, help="All processes.")
-@_file("-c", "--core", help="Read the memory of a vmcore.")
+@_file(
+    "-c", "--core", "cores", multiple=True,
+    help="Read the memory of a vmcore; several are samples of one boot, in this order.",
+)  # fmt: skip
 @_file("--snapshot", help="Evaluate what --save wrote; needs no vmcore.")
 @_file(
     "-s", "--symbols", multiple=True,
@@ -166,7 +169,7 @@ def check(options: Options) -> None:
     }
     if options.snapshot is not None:
         collecting = {
-            "--core": options.core,
+            "--core": options.cores,
             **opening,
             "--pid": options.pids,
             "--children": options.children,
@@ -179,7 +182,10 @@ def check(options: Options) -> None:
         _refuse(collecting, "--snapshot", "all that was settled when the snapshot was taken")
     else:
         _check_selection(options)
-        if options.core is None:
+        if len(options.cores) > 1:
+            one = {"--passes": options.passes, "--save": options.save}
+            _refuse(one, "several vmcores", "each of them is one sample and one full scan")
+        if not options.cores:
             _refuse(opening, "the running kernel", "name a vmcore with -c")
             raise TargetError(
                 "this version reads vmcores and snapshots, not the running kernel",
@@ -210,8 +216,8 @@ def _check_selection(options: Options) -> None:
 def _check_outputs(options: Options) -> None:
     from ksm_eval.files import check_writable
 
-    source = options.core or options.snapshot
-    taken = {source.resolve(): "the input"} if source else {}
+    sources = [*options.cores, *([options.snapshot] if options.snapshot else [])]
+    taken = {source.resolve(): "the input" for source in sources}
     for option, path in (("--save", options.save), ("--output", options.output)):
         if path is None:
             continue

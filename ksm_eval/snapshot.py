@@ -158,6 +158,33 @@ class Compounds:
 
 
 @dataclass(frozen=True)
+class KsmdState:
+    """What ksmd remembers on a target on which it runs: its records, of all processes.
+
+    I rmap_items in scan order, N stable nodes, T nodes of the stable trees.
+    """
+
+    item_process: I32  # row in Processes, -1: of none of them
+    item_dying: NDArray[np.bool_]  # the process has exited, ksmd has not noticed yet
+    item_address: U64
+    item_unstable: NDArray[np.bool_]
+    item_seqnr: U8  # low bits of the pass that put it into the unstable tree
+    item_node: I64  # stable node it is attached to, or -1
+    item_current: NDArray[np.bool_]  # its checksum is that of the page that is mapped there
+    item_age: U8
+    item_skips: U8
+    node_pfn: U64
+    node_hash: U64  # as Frames.hash
+    node_length: I32  # rmap_hlist_len
+    node_chain: I32  # dups of a chain are together, in its order; -1: in the tree, -2: in none
+    node_stale: NDArray[np.bool_]  # its page is gone, ksmd has not noticed yet
+    tree: I64  # shape (T, 5): first stable node, parent row or -1, side, red, NUMA node
+    full_scans: int
+    cursor_process: int  # where ksmd is within a pass: row in Processes; -1: between two passes
+    cursor_address: int
+
+
+@dataclass(frozen=True)
 class Metadata:
     """Where a snapshot comes from."""
 
@@ -191,3 +218,4 @@ class Snapshot:
     mappings: Mappings
     frames: Frames
     compounds: Compounds
+    ksmd: KsmdState | None = None

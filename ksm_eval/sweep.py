@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import xxhash
 
-from ksm_eval.snapshot import U8, U64, FrameFlag, has, mark
+from ksm_eval.snapshot import U8, U32, U64, FrameFlag, has, mark
 from ksm_eval.target import Progress, Target, Unreadable
 
 MAX_RUN = 1 << 20  # bytes a read: stays in the L2 cache and is not a fresh mmap each time
@@ -23,6 +23,7 @@ class Sweep:
     hash: U64
     flags: U8
     unreadable: dict[str, int]  # reason -> frames
+    checksum: U32 | None = None  # as calc_checksum() of mm/ksm.c; 0 where unreadable
 
 
 def _runs(pfns: U64, max_gap: int, max_run: int) -> list[tuple[int, int]]:
@@ -47,6 +48,7 @@ def sweep(
     *,
     max_gap: int = MAX_GAP,
     max_run: int | None = None,
+    checksums: bool = False,
 ) -> Sweep:
     """Hash the frames of `pfns` (ascending, distinct) with XXH3-64 under `seed`.
 
@@ -61,6 +63,7 @@ def sweep(
     flags = np.zeros(len(pfns), np.uint8)
     unreadable: Counter[str] = Counter()
     digest = xxhash.xxh3_64_intdigest
+    checksum = np.zeros(len(pfns), np.uint32) if checksums else None
     done = 0
     for first, last in _runs(pfns, max_gap, max_run):
         low = int(pfns[first])
@@ -71,15 +74,26 @@ def sweep(
         except Unreadable:
             for row in rows:
                 try:
-                    hashes[row] = digest(target.read_pages(int(pfns[row]), 1), seed)
+                    page = target.read_pages(int(pfns[row]), 1)
                 except Unreadable as error:
                     flags[row] = FrameFlag.UNREADABLE
                     unreadable[error.reason] += 1
+                else:
+                    hashes[row] = digest(page, seed)
+                    if checksum is not None:
+                        checksum[row] = _checksum(page)
         else:
             hashes[first:last] = [digest(data[o : o + size], seed) for o in offsets]
+            if checksum is not None:
+                checksum[first:last] = [_checksum(data[o : o + size]) for o in offsets]
         done += last - first
         if progress is not None:
             progress("reading and hashing frames", done, len(pfns))
     readable = ~has(flags, FrameFlag.UNREADABLE)
     mark(flags, readable & (hashes == np.uint64(zero)), FrameFlag.ZERO)
-    return Sweep(hashes, flags, dict(unreadable))
+    return Sweep(hashes, flags, dict(unreadable), checksum)
+
+
+def _checksum(page: bytes | memoryview) -> int:
+    """oldchecksum of an rmap_item: 32 bits of xxHash64 (4.20+, commit 59e1a2f4bf83)."""
+    return xxhash.xxh64_intdigest(page) & 0xFFFFFFFF

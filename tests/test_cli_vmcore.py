@@ -109,6 +109,35 @@ def test_timeline(capsys: pytest.CaptureFixture[str], tmp_path: Path, from_snaps
     assert "   3    224    2492" in out
 
 
+def test_samples(capsys: pytest.CaptureFixture[str]) -> None:
+    """Three samples of a memory that stood still are its first three full scans."""
+    words = [word for _ in range(3) for word in ("-c", CORE)]
+    report = answer(capsys, *words)
+    real = truth(TINY)["passes"][:3]
+    for row, expected in zip(report["timeline"], real, strict=True):
+        compared = {key: value for key, value in expected["ksm"].items() if key in row}
+        assert len(compared) >= 11
+        assert {key: row[key] for key in compared} == compared
+    calm = report["calm"]
+    assert calm["samples"] == 3
+    assert calm["calm"] == calm["mappings"] == report["completeness"]["mappings"]
+    assert calm["changed"] == calm["new"] == 0
+    assert sum(row["calm_pages"] for row in report["processes"]) == calm["calm"]
+    code, out, _ = ran(capsys, *words, *PIDS)
+    assert (code, "Over 3 samples" in out) == (0, True)
+
+
+def test_samples_of_two_kernels(capsys: pytest.CaptureFixture[str]) -> None:
+    other = vmcore("x86_64-6.1-tiny")
+    code, out, err = ran(capsys, "-c", CORE, "-c", other, "--all")
+    assert (code, out) == (2, "")
+    assert "are not of the same boot" in err[0]
+    for option in (["--passes", "3"], ["--save", "x"]):
+        code, out, err = ran(capsys, "-c", CORE, "-c", CORE, "--all", *option)
+        assert (code, out) == (2, "")
+        assert f"{option[0]} cannot be used with several vmcores" in err[0]
+
+
 def test_no_vmcoreinfo(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "bare"
     path.write_bytes(containers.elf(containers.memory(CORE), note=b"SOMETHING"))

@@ -178,7 +178,7 @@ def test_json_values() -> None:
     assert list(made) == [
         "schema_version", "run", "target", "debug_info", "question", "selection", "completeness",
         "settings", "system", "observed", "savings", "processes", "vmas", "ineligible", "entries",
-        "notes", "timeline",
+        "notes", "timeline", "calm",
     ]  # fmt: skip
     assert made["system"]["pages_sharing"] == 42037
     assert made["system"]["phase"] == "scan"

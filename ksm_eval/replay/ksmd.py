@@ -103,7 +103,7 @@ class Ksmd(State):
         stable_tree, search = self.stable.tree, self.stable.search
         smart, checksum_first = self.smart_scan, self.rules.checksum_first
         use_zero, is_zero, reset = self.use_zero_pages, self.is_zero, self.rules.reset_on_leave
-        in_trees = self.has_order  # a search also prunes what it passes
+        in_trees = self.stable.trees is not None  # a search also prunes what it passes
         unshared, scanned, skipped = 0, 0, 0  # changes; the counters follow at the end
         for i in visits:
             f = frame[i]

@@ -195,7 +195,7 @@ class Series(Ksmd):
                 old = self.samples[parent]
                 self.copied[key] = self.last[parent]
                 self.parents[key] = parent
-            at, hit = _find(old.address, address[rows])
+            at, hit = find(old.address, address[rows])
             for name in ("slot", "pfn", "content", "head", "compound"):
                 getattr(found, name)[rows][hit] = getattr(old, name)[at[hit]]
         return found, own
@@ -215,7 +215,7 @@ class Series(Ksmd):
         best, most = None, len(address) // 2
         for key, old in self.samples.items():
             if ppid is None or key not in self.keys:
-                at, hit = _find(old.address, address)
+                at, hit = find(old.address, address)
                 common = int((hit & (old.pfn[at] == pfn)).sum()) if len(old.pfn) else 0
                 if common > most:
                     best, most = key, common
@@ -339,7 +339,7 @@ class Series(Ksmd):
         self.outside += [0] * (len(self.node) - len(self.outside))
         others = np.maximum(table.mapcount.astype(np.int64) - mappings_of(snapshot), 0)
         outside = np.array(self.outside, np.int64)
-        row, hit = _find(
+        row, hit = find(
             table.pfn, np.maximum(np.array(self.frame_pfn, np.int64), 0).view(np.uint64)
         )
         if len(table):
@@ -413,6 +413,11 @@ class Series(Ksmd):
         self.start_pass()
         self.scan(self.dead)  # __ksm_exit() moved them to where ksmd goes on
         self.scan(self.visits)
+        self._forget_freed()
+
+    def _forget_freed(self) -> None:
+        self.dead = []
+        self.visits = [i for i in self.visits if self._offered(i)]
 
     def pmd_split(self, compound: int, mapper: int) -> None:
         if mapper == OUTSIDE:
@@ -450,7 +455,7 @@ class Series(Ksmd):
         return found
 
 
-def _find(ascending: U64, wanted: U64) -> tuple[I64, NDArray[np.bool_]]:
+def find(ascending: U64, wanted: U64) -> tuple[I64, NDArray[np.bool_]]:
     """Where each of `wanted` is in `ascending`, and whether it is there at all."""
     if not len(ascending):
         return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), np.bool_)

@@ -74,6 +74,18 @@ class Pass:
 
 
 @dataclass(frozen=True)
+class Stillness:
+    """Candidate mappings of the last sample: calm + new + changed = mappings."""
+
+    samples: int
+    mappings: int
+    calm: int  # there with equal contents in every sample
+    new: int  # not there in every sample
+    changed: int
+    fork_shared: int  # beyond the first of their frame: pages_volatile unless merged, yet calm
+
+
+@dataclass(frozen=True)
 class Savings:
     """Memory really gained, unlike general_profit, which counts mappings."""
 
@@ -104,6 +116,7 @@ class ProcessRow:
     ksm_process_profit: int | None
     pss_before: int  # bytes, of the candidate pages
     pss_after: int
+    calm_pages: int | None = None  # with several samples
 
 
 @dataclass(frozen=True)
@@ -116,6 +129,7 @@ class VmaRow:
     name: str
     ksm_pages: int | None  # smaps' KSM:, in pages
     ineligible: str | None  # why ksmd will not look at it
+    calm_pages: int | None = None  # with several samples
 
 
 @dataclass(frozen=True)
@@ -145,7 +159,8 @@ class Report:
     ineligible: tuple[Ineligible, ...]  # largest first
     entries: Mapping[str, int]  # page-table entries of mergeable VMAs by kind, in pages
     notes: tuple[str, ...]
-    timeline: tuple[Pass, ...] = ()  # with --passes
+    timeline: tuple[Pass, ...] = ()  # with --passes, or a pass a sample
+    calm: Stillness | None = None  # where there were several samples
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ksm_eval.report.model import Completeness, Pass, Phase, ProcessRow, Report
+from ksm_eval.report.model import Completeness, Pass, Phase, ProcessRow, Report, Stillness
 from ksm_eval.report.text import printable
 
 WIDTH = 80
@@ -77,6 +77,7 @@ def to_terminal(
     _verdict(console, report)
     _counters(console, report, actual, printable(actual_label))
     _timeline(console, report.timeline)
+    _calm(console, report.calm)
     _savings(console, report)
     _processes(console, report)
     _ineligible(console, report)
@@ -236,6 +237,26 @@ def _timeline(console: Console, passes: tuple[Pass, ...]) -> None:
             "pages may be unshared instead of volatile, or merge a pass early."
         )
         console.print(_hanging("", text))
+
+
+def _calm(console: Console, calm: Stillness | None) -> None:
+    if calm is None:
+        return
+    _title(console, f"Over {calm.samples} samples")
+    table = _table(("candidate pages of the last sample", False), ("pages", True), ("", True))
+    for name, pages in (
+        ("calm: equal in every sample", calm.calm),
+        ("changed", calm.changed),
+        ("new since the first sample", calm.new),
+    ):
+        share = _percent(pages / calm.mappings) if calm.mappings else ""
+        table.add_row(*map(_plain, (name, str(pages), share)))
+    console.print(table)
+    text = (
+        f"{calm.fork_shared} mappings share a frame with another: ksmd calls those that it does "
+        "not merge volatile, too, though nothing about them changes."
+    )
+    console.print(_hanging("", text))
 
 
 def _savings(console: Console, report: Report) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ksm_eval.replay.rules import Rules, Settings
-from ksm_eval.snapshot import I64, U8, U16, U32, U64
+from ksm_eval.snapshot import I32, I64, U8, U16, U32, U64
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,33 @@ class FrameTable:
     head_pmd_mapcount: U32  # mappings of the compound as a whole
 
 
+@dataclass(frozen=True)
+class KsmdRecords:
+    """What ksmd itself remembers, as target/ksm_state.py reads it."""
+
+    # rmap_items, in scan order
+    row: I32  # of the mm in the list of processes given; -1: none of them
+    dying: NDArray[np.bool_]  # the mm has no user any more
+    address: U64
+    unstable: NDArray[np.bool_]  # UNSTABLE_FLAG; `seqnr`: low bits of the pass
+    seqnr: U8
+    stable_node: I64  # row in the stable nodes, -1: not attached
+    checksum: U32  # oldchecksum
+    age: U8
+    skips: U8
+    # stable nodes; the dups of a chain are together, in its order
+    node_pfn: U64
+    node_length: I32
+    node_chain: I32  # -1: in the tree itself, -2: in no tree
+    node_stale: NDArray[np.bool_]  # its frame is another's by now
+    tree: I64  # a row a tree node: (first stable node, parent row or -1, side, red, NUMA node)
+    chains: int
+    full_scans: int
+    cursor_row: int  # of the mm that ksmd is at, -1: between two passes
+    cursor_address: int
+    slots: int
+
+
 class Unreadable(Exception):
     """Memory of the target that is not there: `reason` is one short phrase."""
 
@@ -105,6 +132,7 @@ class TargetInfo:
     debug_info: str
     total_ram_pages: int
     sizeof: dict[str, int]
+    boot: str = ""  # equal for targets that are the same running kernel
     container: str = ""  # "kdump-compressed vmcore", …
     notes: list[str] = field(default_factory=list)
 
@@ -136,6 +164,9 @@ class Target(Protocol):
 
     def frames(self, pfns: U64) -> FrameTable:
         """struct page of ascending PFNs, in bulk."""
+
+    def ksmd(self, processes: Sequence[Process]) -> KsmdRecords | None:
+        """ksmd's own records, None if they cannot be read (the reason is in info.notes)."""
 
     def read_pages(self, pfn: int, count: int) -> bytes:
         """Contents of `count` consecutive frames. Raises Unreadable if any cannot be read."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
 from drgn import Architecture, FaultError, Object, PlatformFlags, Program
 from drgn.helpers.linux.mm import totalram_pages, virt_to_phys
 
@@ -14,6 +15,7 @@ from ksm_eval.replay.rules import Rules, Settings
 from ksm_eval.snapshot import U64, FrameFlag, has
 from ksm_eval.target import (
     FrameTable,
+    KsmdRecords,
     Process,
     Selection,
     TargetInfo,
@@ -30,9 +32,11 @@ from ksm_eval.target.features import (
     has_member,
     has_symbol,
 )
-from ksm_eval.target.frames import PageLayout, classify, page_layout
+from ksm_eval.target.frames import PageLayout, classify, page_layout, read_structs
+from ksm_eval.target.ksm_state import Contradiction, read_records
 from ksm_eval.target.program import OpenedProgram
 from ksm_eval.target.settings import read_counters, read_settings
+from ksm_eval.target.symbols import vmcoreinfo
 from ksm_eval.target.tasks import select_processes
 from ksm_eval.target.vmas import list_vmas
 
@@ -75,6 +79,7 @@ class KernelTarget:
             debug_info=opened.debug_info,
             total_ram_pages=_total_ram(prog),
             sizeof=_sizes(prog),
+            boot=_boot(prog),
             container=opened.container,
             notes=list(opened.notes),
         )
@@ -164,6 +169,22 @@ class KernelTarget:
         )
         return table
 
+    def ksmd(self, processes: Sequence[Process]) -> KsmdRecords | None:
+        rows = {int(_mm(process).value_()): row for row, process in enumerate(processes)}
+
+        def mapping(pfns: U64) -> U64:
+            layout = self._page_layout
+            data, _ = read_structs(self._read_virtual, layout, pfns)
+            word = data[:, layout.mapping : layout.mapping + 8]
+            return np.ascontiguousarray(word).view(np.uint64).reshape(len(pfns))
+
+        try:
+            return read_records(self._prog, self.info.page_size, rows, mapping)
+        except (Contradiction, LookupError, FaultError) as error:
+            reason = error.message if isinstance(error, FaultError) else str(error)
+            self.info.notes.append(f"ksmd's own records cannot be used: {reason}")
+            return None
+
     @cached_property
     def _page_layout(self) -> PageLayout:
         return page_layout(self._prog)
@@ -197,6 +218,15 @@ class KernelTarget:
 def _mm(process: Process) -> Object:
     assert isinstance(process.handle, Object)
     return process.handle
+
+
+def _boot(prog: Program) -> str:
+    """What VMCOREINFO says of this boot: release, build, KASLR offset."""
+    found = vmcoreinfo(prog)
+    return " ".join(
+        found.get(key, "")
+        for key in ("OSRELEASE", "BUILD-ID", "KERNELOFFSET", "NUMBER(phys_base)", "SYMBOL(_stext)")
+    )
 
 
 def _first_value(prog: Program, *names: str) -> int | None:
