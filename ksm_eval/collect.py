@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ksm_eval.collect_ksmd import ksmd_state
 from ksm_eval.errors import TargetError
 from ksm_eval.memcmp_order import with_memcmp_order
+from ksm_eval.save_check import Invalid, check_ksmd
 from ksm_eval.snapshot import (
     NO_COMPOUND,
     U8,
@@ -149,6 +150,11 @@ def collect(
     if records is not None and swept.checksum is not None:
         checksum = swept.checksum[mappings.frame]
         ksmd = ksmd_state(target, records, vmas, mappings.page, checksum, seed)
+        try:
+            check_ksmd(ksmd, len(walked.processes), info.page_size)
+        except Invalid as error:
+            info.notes.append(f"ksmd's own records cannot be used: {error}")
+            ksmd = None
     return Snapshot(
         meta=Metadata(
             kind=info.kind,

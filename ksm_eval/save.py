@@ -25,6 +25,7 @@ from ksm_eval.snapshot import (
     Compounds,
     Entry,
     Frames,
+    KsmdState,
     Mappings,
     Metadata,
     Processes,
@@ -33,7 +34,7 @@ from ksm_eval.snapshot import (
 )
 
 FORMAT = "ksm-eval snapshot"
-VERSION = 1
+VERSION = 2
 """Any change of Snapshot, Metadata, Rules or Settings needs a new one."""
 
 Array: TypeAlias = NDArray[Any]
@@ -66,7 +67,25 @@ _ARRAYS = {  # member -> dtype, columns: None for one dimension
     "compounds.pinned": ("|b1", None),
     "compounds.pmd_mapcount": ("<u4", None),
 }
-_OPTIONAL = {"frames.order": ("<u4", None), "processes.ppid": ("<i4", None)}
+_KSMD = {  # all of them or none
+    "ksmd.item_process": ("<i4", None),
+    "ksmd.item_dying": ("|b1", None),
+    "ksmd.item_address": ("<u8", None),
+    "ksmd.item_unstable": ("|b1", None),
+    "ksmd.item_seqnr": ("|u1", None),
+    "ksmd.item_node": ("<i8", None),
+    "ksmd.item_current": ("|b1", None),
+    "ksmd.item_age": ("|u1", None),
+    "ksmd.item_skips": ("|u1", None),
+    "ksmd.node_pfn": ("<u8", None),
+    "ksmd.node_hash": ("<u8", None),
+    "ksmd.node_length": ("<i4", None),
+    "ksmd.node_chain": ("<i4", None),
+    "ksmd.node_stale": ("|b1", None),
+    "ksmd.tree": ("<i8", 5),
+}
+_KSMD_NUMBERS = ("full_scans", "cursor_process", "cursor_address")
+_OPTIONAL = {"frames.order": ("<u4", None), "processes.ppid": ("<i4", None), **_KSMD}
 
 
 def save(snapshot: Snapshot, path: Path) -> None:
@@ -91,6 +110,7 @@ def save(snapshot: Snapshot, path: Path) -> None:
         "observed": list(processes.observed),
         "name": vmas.name,
         "reason": vmas.reason,
+        "ksmd": snapshot.ksmd and {name: getattr(snapshot.ksmd, name) for name in _KSMD_NUMBERS},
     }
     text = json.dumps(header, allow_nan=False, default=np.generic.item)  # item: counters of numpy
     observed = [processes.observed[name] for name in processes.observed]
@@ -100,7 +120,7 @@ def save(snapshot: Snapshot, path: Path) -> None:
     }
     for member in (_ARRAYS | _OPTIONAL).keys() - arrays.keys():
         part, column = member.split(".")
-        values = getattr(getattr(snapshot, part), column)
+        values = getattr(getattr(snapshot, part), column, None)
         if values is not None:
             arrays[member] = values
     with atomic_write(path, 0o600) as file, zipfile.ZipFile(file, "w") as archive:
@@ -166,6 +186,8 @@ def _load(archive: zipfile.ZipFile) -> Snapshot:
     expected = {_HEADER, *_ARRAYS}
     if len(names) != len(by_name) or not expected <= set(names) <= expected | set(_OPTIONAL):
         raise Invalid("members missing or unknown")
+    if _KSMD.keys() & set(names) != (_KSMD.keys() if header["ksmd"] is not None else set()):
+        raise Invalid("only a part of ksmd's records")
 
     arrays = {
         name: _read_array(archive, info, *(_ARRAYS | _OPTIONAL)[name])
@@ -202,9 +224,14 @@ def _load(archive: zipfile.ZipFile) -> Snapshot:
         mappings=Mappings(**columns("mappings")),
         frames=Frames(**columns("frames")),
         compounds=Compounds(**columns("compounds")),
+        ksmd=None if header["ksmd"] is None else _ksmd(columns("ksmd"), header["ksmd"]),
     )
     check(snapshot)
     return snapshot
+
+
+def _ksmd(columns: dict[str, Any], numbers: Any) -> KsmdState:
+    return KsmdState(**columns, **_typed(numbers, dict[str, int], "ksmd"))
 
 
 def _read_array(

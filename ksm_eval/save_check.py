@@ -12,6 +12,7 @@ from ksm_eval.snapshot import (
     Compounds,
     FrameFlag,
     Frames,
+    KsmdState,
     MappingFlag,
     Metadata,
     Snapshot,
@@ -32,6 +33,74 @@ def check(snapshot: Snapshot) -> None:
     _check_vmas(vmas, len(processes), len(snapshot.mappings), snapshot.meta.page_size)
     _check_mappings(snapshot)
     _check_frames(snapshot.frames, snapshot.compounds)
+    if snapshot.ksmd is not None:
+        check_ksmd(snapshot.ksmd, len(processes), snapshot.meta.page_size)
+
+
+def check_ksmd(state: KsmdState, processes: int, page_size: int) -> None:
+    """Raise Invalid unless ksmd's records can be what ksmd itself left there."""
+    for name, values in vars(state).items():
+        if name.startswith("item_"):
+            _demand(len(values) == len(state.item_process), f"ksmd.{name} has another length")
+        if name.startswith("node_"):
+            _demand(len(values) == len(state.node_pfn), f"ksmd.{name} has another length")
+    _demand(0 <= state.full_scans < 1 << 62, "ksmd.full_scans out of range")
+    _demand(-1 <= state.cursor_process < processes, "ksmd.cursor_process out of range")
+    _demand(0 <= state.cursor_address < 1 << 64, "ksmd.cursor_address out of range")
+    process, node, address = state.item_process, state.item_node, state.item_address
+    _demand(((process >= -1) & (process < processes)).all(), "ksmd.item_process out of range")
+    _demand(((node >= -1) & (node < len(state.node_pfn))).all(), "ksmd.item_node out of range")
+    _demand(not (address & np.uint64(page_size - 1)).any(), "an rmap_item within a page")
+    order = np.lexsort((address, process))
+    twice = (process[order][1:] == process[order][:-1]) & (
+        address[order][1:] == address[order][:-1]
+    )
+    _demand(not (twice & (process[order][1:] >= 0)).any(), "two rmap_items of one page")
+    _demand(not (state.item_unstable & (node >= 0)).any(), "an rmap_item in both trees")
+    attached = np.bincount(node[node >= 0], minlength=len(state.node_pfn))
+    _demand((attached == state.node_length).all(), "stable nodes do not fit their rmap_items")
+    _demand(not (state.node_pfn >> np.uint64(52)).any(), "a PFN of ksmd's out of range")
+    _check_tree(state)
+
+
+def _check_tree(state: KsmdState) -> None:
+    """Every stable node in one place, every chain of one content, and a red-black tree."""
+    chain, tree = state.node_chain, state.tree
+    _demand((chain >= -2).all(), "ksmd.node_chain out of range")
+    _demand(tree.ndim == 2 and tree.shape[1] == 5, "ksmd.tree has another shape")
+    starts = np.append(True, chain[1:] != chain[:-1])[: len(chain)] | (chain == -1)
+    firsts = np.flatnonzero(starts & (chain >= -1))
+    chains = chain[firsts][chain[firsts] >= 0]
+    _demand(len(np.unique(chains)) == len(chains), "the dups of a chain are not together")
+    _demand(
+        np.array_equal(np.sort(tree[:, 0]), firsts), "the stable tree does not fit the stable nodes"
+    )
+    inside = (chain[1:] == chain[:-1]) & (chain[1:] >= 0)
+    alive = ~state.node_stale[1:] & ~state.node_stale[:-1]
+    _demand(
+        (state.node_hash[1:] == state.node_hash[:-1])[inside & alive].all(),
+        "a chain of different contents",
+    )
+    rows = np.arange(len(tree))
+    _demand(((tree[:, 1] >= -1) & (tree[:, 1] < rows)).all(), "ksmd.tree has a loop")
+    _demand(((tree[:, 2:4] >= 0) & (tree[:, 2:4] <= 1)).all(), "ksmd.tree out of range")
+    _demand(((tree[:, 4] >= 0) & (tree[:, 4] < 1 << 16)).all(), "an impossible NUMA node")
+    black = [[0, 0] for _ in rows]  # black nodes below, left and right
+    taken: set[tuple[int, int]] = set()
+    shape = tree.tolist()
+    for row in range(len(shape) - 1, -1, -1):
+        _, parent, side, red, numa = shape[row]
+        left, right = black[row]
+        _demand(left == right, "the stable tree is no red-black tree")
+        place = (parent, side) if parent >= 0 else (-1, numa)
+        _demand(place not in taken, "two nodes of the stable tree in one place")
+        taken.add(place)
+        if parent >= 0:
+            _demand(shape[parent][4] == numa, "the stable tree is no tree")
+            _demand(not (red and shape[parent][3]), "the stable tree is no red-black tree")
+            black[parent][side] = left + 1 - red
+        else:
+            _demand(not red, "the stable tree is no red-black tree")
 
 
 def _demand(condition: object, problem: str) -> None:

@@ -106,7 +106,7 @@ class Vmas:
     end: U64
     flags: U64  # vm_flags
     name: list[str]  # as in /proc/PID/maps; "" for plain anonymous memory
-    reason: list[str]  # why it is not mergeable (target.vmas.REASONS); "" if it is
+    reason: list[str]  # why it is not mergeable (target/vma_rules.py); "" if it is
     offset: I64  # shape (V+1,): mappings[offset[v]:offset[v+1]] are of VMA v
     entries: U32  # shape (V, len(Entry)): page-table entries by kind, in pages
 

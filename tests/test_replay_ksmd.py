@@ -8,6 +8,7 @@ import pytest
 
 from ksm_eval.errors import TargetError
 from ksm_eval.replay.contents import Kind
+from ksm_eval.replay.converged import predict
 from ksm_eval.replay.ksmd import Replay, simulate
 from ksm_eval.replay.rules import Settings
 from ksm_eval.snapshot import FrameFlag, MappingFlag
@@ -434,3 +435,30 @@ def test_nothing_selected() -> None:
     replay = simulate(builder.build(), Settings(), 2)
     assert pages(replay) == [(0, 0, 0, 0)] * 2
     assert replay.passes[-1].counters.general_profit == 0
+
+
+@pytest.mark.parametrize(("batch", "held"), [(31, 15), (15, 0), (0, 0)])
+def test_pages_that_left_an_mlocked_vma(batch: int, held: int) -> None:
+    """30 pages shared by three processes, mlocked in the first, merge with pages that are
+    KSM pages by then. Each of the first one's merges puts the KSM page and the old page into
+    the batch: 60 entries, of which 29 are left after the last time that 31 were reached, 15
+    of them old pages. Those are pinned for the other two processes until the next pass. A
+    batch of 15 has been emptied by the 60th."""
+    builder = Builder(rules=replace(KERNEL_6_12, mlock_batch=batch))
+    twins = [builder.frame(f"c{n}") for n in range(30) for _ in range(2)]
+    shared = [builder.frame(f"c{n}") for n in range(30)]
+    dirty = MappingFlag.DIRTY
+    builder.process(*twins, flags=dirty)
+    builder.process(*shared, flags=dirty, vma_flags=LOCKED)
+    builder.process(*shared, flags=dirty)
+    builder.process(*shared, flags=dirty)
+    snapshot = builder.build()
+    replay = simulate(snapshot, Settings(), 3)
+    assert pages(replay) == [
+        (0, 0, 0, 150),
+        (30, 120 - 2 * held, 0, 2 * held),
+        (30, 120, 0, 0),
+    ]
+    settled = predict(snapshot, Settings())
+    assert settled.counters.pages_sharing == 120
+    assert settled.savings.frames_freed == 60

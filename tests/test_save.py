@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from ksm_eval.errors import TargetError, UsageError
 from ksm_eval.replay.rules import Rules, Settings
-from ksm_eval.save import load, save
+from ksm_eval.save import VERSION, load, save
 from ksm_eval.snapshot import (
     NO_COMPOUND,
     Compounds,
@@ -379,10 +379,10 @@ def drop(name: str) -> Edit:
     return change
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, True])
+@pytest.mark.parametrize("version", [0, VERSION - 1, VERSION + 1, str(VERSION), None, True])
 def test_other_versions(saved: Path, version: object) -> None:
     edited(saved, put_header("version", value=version))
-    refused(saved, "is not a snapshot: format version .* this program reads 1")
+    refused(saved, f"is not a snapshot: format version .* this program reads {VERSION}")
 
 
 @pytest.mark.parametrize(

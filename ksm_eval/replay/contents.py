@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ksm_eval.errors import TargetError
-from ksm_eval.snapshot import I64, NO_COMPOUND, U8, FrameFlag, MappingFlag, Snapshot
+from ksm_eval.snapshot import I64, NO_COMPOUND, U8, FrameFlag, MappingFlag, Snapshot, has
 
 VM_LOCKED = 0x2000
-"""include/linux/mm.h: the VMA is mlocked, so no zero page is mapped there at a THP split."""
+"""include/linux/mm.h: the VMA is mlocked. No zero page is mapped there at a THP split, and
+pages that leave it pass through a per-CPU batch."""
 
 ZERO_PAGE = -1
 REMAPPED = -2
@@ -84,6 +85,21 @@ def in_compound(snapshot: Snapshot) -> NDArray[np.bool_]:
     return found
 
 
+def checked_mappings(snapshot: Snapshot) -> NDArray[np.bool_]:
+    """Mappings for which write_protect_page() compares references, shape (M,)."""
+    frames, mappings = snapshot.frames, snapshot.mappings
+    checked = (mappings.flags & np.uint8(MappingFlag.WRITE | MappingFlag.DIRTY)) != 0
+    if snapshot.meta.rules.anon_exclusive:
+        checked |= has(frames.flags, FrameFlag.EXCLUSIVE)[mappings.frame]
+    return np.asarray(checked, np.bool_)
+
+
+def locked_mappings(snapshot: Snapshot) -> NDArray[np.bool_]:
+    """Mappings in a VM_LOCKED VMA, shape (M,)."""
+    vmas = snapshot.vmas
+    return np.repeat((vmas.flags & np.uint64(VM_LOCKED)) != 0, np.diff(vmas.offset))
+
+
 def blocked_mappings(snapshot: Snapshot) -> U8 | None:
     """1 for each mapping write_protect_page() refuses, shape (M,); None if there is none.
 
@@ -95,10 +111,7 @@ def blocked_mappings(snapshot: Snapshot) -> U8 | None:
     pinned = ((frames.flags & FrameFlag.PINNED) != 0) & ~in_compound(snapshot)
     if not pinned.any():
         return None
-    checked = (mappings.flags & (MappingFlag.WRITE | MappingFlag.DIRTY)) != 0
-    if snapshot.meta.rules.anon_exclusive:
-        checked |= (frames.flags[mappings.frame] & FrameFlag.EXCLUSIVE) != 0
-    blocked: U8 = (checked & pinned[mappings.frame]).astype(np.uint8)
+    blocked: U8 = (checked_mappings(snapshot) & pinned[mappings.frame]).astype(np.uint8)
     return blocked
 
 

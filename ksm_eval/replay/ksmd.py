@@ -85,6 +85,7 @@ class Ksmd(State):
     def start_pass(self) -> None:
         """The unstable trees are emptied; items keep their state until their next visit."""
         self.passes += 1
+        self.mlock_batch.clear()  # lru_add_drain_all()
         self.stable.now += max(1, self.stable.prune_millisecs)
         self.unstable.clear()
         self.tree_nodes.clear()
@@ -154,6 +155,8 @@ class Ksmd(State):
             if use_zero and is_zero[f] and self._mergeable(i, f):
                 frame[i] = ZERO_PAGE
                 self.mapped[f] -= 1
+                if self.mlock_size and self.locked[i]:
+                    self._mlock(f)
                 self.zero += 1
                 self._event()
                 continue
@@ -214,6 +217,8 @@ class Ksmd(State):
         compound = self.compound[f]
         if compound >= 0 and not self.split[compound] and not self._split(compound):
             return False
+        if self.mlock_batch and self.checked[i] and f in self.mlock_batch:
+            return False
         return self.frame[i] == f and not self.blocked[i]
 
     def _split(self, compound: int) -> bool:
@@ -229,6 +234,8 @@ class Ksmd(State):
             return False
         self.split[compound] = 1
         self.event_pass = self.passes
+        if compound in self.locked_compounds:
+            self.mlock_batch.clear()  # mlock_drain_local()
         self.pmds.pop(compound, None)
         for i in self.zero_subpages.pop(compound, ()):
             self.mapped[self.frame[i]] -= 1
@@ -245,9 +252,20 @@ class Ksmd(State):
 
     def _move(self, i: int, f: int) -> None:
         """replace_page()."""
-        self.mapped[self.frame[i]] -= 1
+        old = self.frame[i]
+        self.mapped[old] -= 1
         self.mapped[f] += 1
         self.frame[i] = f
+        if self.mlock_size and self.locked[i]:
+            self._mlock(f)
+            self._mlock(old)
+
+    def _mlock(self, f: int) -> None:
+        """mlock_folio() or munlock_folio() (mm/mlock.c, 5.18+): the page waits in a per-CPU
+        batch, with one reference more, until that is full."""
+        self.mlock_batch.append(f)
+        if len(self.mlock_batch) >= self.mlock_size:
+            self.mlock_batch.clear()
 
     def _attach(self, i: int, f: int, node: int) -> None:
         if self.ksm_frame[node] != f:

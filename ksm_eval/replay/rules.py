@@ -52,5 +52,8 @@ class Rules:
     """7.3+: an item that leaves the stable tree loses checksum, age and skips."""
     pmd_at_a_time: bool = False
     """6.16 to early 6.19: one attempt to split a THP unmaps only one process's PMD."""
+    mlock_batch: int = 31
+    """Entries of the per-CPU batch of mm/mlock.c (5.18+; 15 until 6.10), 0 if there is none:
+    a page that left an mlocked VMA has one reference more while it is in there."""
     anon_exclusive: bool = True
     """5.19+: PG_anon_exclusive exists; write_protect_page() checks references of such pages."""

@@ -14,6 +14,7 @@ from ksm_eval.replay.contents import (
     contents,
     first_visits,
     in_compound,
+    locked_mappings,
     mappings_of,
 )
 from ksm_eval.replay.rules import Settings
@@ -91,6 +92,8 @@ def classify(snapshot: Snapshot, settings: Settings) -> Simple:
     replay |= several & ~has_ksm & has_blocked & ~all_blocked & ~to_zero
     replay |= merging & forked & (mapped > settings.max_page_sharing)
     replay |= any_of(work.in_doubt(merging, mapped > settings.max_page_sharing))
+    if rules.mlock_batch:
+        replay |= work.held_by_mlock(several | to_zero)
     if rules.pmd_at_a_time:
         work.close_over_pmds(replay, several | to_zero)
     merging &= ~replay
@@ -158,6 +161,20 @@ class _Work:
             self.compound[order][1:] == self.compound[order][:-1]
         )
         found[order[1:][same]] = True
+        return found
+
+    def held_by_mlock(self, merging: Bool) -> Bool:
+        """Contents with pages in mlocked VMAs, if a page of one of these is shared by fork.
+
+        A page that left an mlocked VMA cannot be merged by its other mappers while it waits in
+        the batch, which all mlocked pages fill.
+        """
+        found = np.zeros(len(self.size), np.bool_)
+        rows = self.snapshot.mappings.frame[locked_mappings(self.snapshot)]
+        rows = rows[self.content[rows] >= 0]
+        rows = rows[merging[self.content[rows]]]
+        if (self.counts[rows] > 1).any():
+            found[self.content[rows]] = True
         return found
 
     def close_over_pmds(self, replay: Bool, merging: Bool) -> None:

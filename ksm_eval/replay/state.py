@@ -13,8 +13,10 @@ from ksm_eval.replay.contents import (
     ZERO_PAGE,
     Kind,
     blocked_mappings,
+    checked_mappings,
     contents,
     in_compound,
+    locked_mappings,
     mappings_of,
     poisoned,
     remappable,
@@ -119,6 +121,11 @@ class State:
         blocked = blocked_mappings(self.snapshot)
         self.blocked = bytearray(n if blocked is None else blocked[self.positions].tobytes())
         flags = mappings.flags[self.positions]
+        locked = locked_mappings(self.snapshot)[self.positions]
+        self.locked = bytearray(locked.tobytes())
+        self.checked = bytearray(checked_mappings(self.snapshot)[self.positions].tobytes())
+        self.mlock_size = self.rules.mlock_batch if locked.any() else 0
+        self.mlock_batch: list[int] = []  # frames with a reference of mm/mlock.c's batch
         self.prot_none = bytearray(has(flags, MappingFlag.PROT_NONE).tobytes())
         self.state = bytearray(n)
         self.age = bytearray(n)
@@ -128,6 +135,11 @@ class State:
         self.visits: Sequence[int] = range(n)  # in scan order; may be narrowed between passes
 
     def _load_compounds(self) -> None:
+        self.locked_compounds = {
+            self.compound[frame]
+            for frame, locked in zip(self.frame, self.locked, strict=True)
+            if locked and self.mlock_size
+        }
         snapshot, compounds = self.snapshot, self.snapshot.compounds
         self.split = bytearray(len(compounds))
         self.unsplittable = bytearray(compounds.pinned.astype(np.uint8).tobytes())

@@ -89,6 +89,17 @@ def _pmd_at_a_time(prog: Program, notes: list[str]) -> bool:
     return True
 
 
+def _mlock_batch(prog: Program) -> int:
+    """Size of the per-CPU batch that pages of mlocked VMAs pass through, 0 if there is none."""
+    if not has_symbol(prog, "mlock_drain_local"):  # 5.18+, commit 2fbb0c10d1e8
+        return 0
+    try:
+        length = prog.type("struct folio_batch").member("folios").type.length
+    except LookupError:
+        length = prog.type("struct pagevec").member("pages").type.length
+    return int(length)
+
+
 def detect_rules(prog: Program, notes: list[str]) -> Rules:
     """The rules of this kernel; doubts are added to `notes`. TargetError if it has no KSM."""
     if not (
@@ -135,6 +146,7 @@ def detect_rules(prog: Program, notes: list[str]) -> Rules:
         and not general_profit,
         reset_on_leave=has_member(prog, item, "linear_page_index"),
         pmd_at_a_time=_pmd_at_a_time(prog, notes),
+        mlock_batch=_mlock_batch(prog),
         anon_exclusive=enum_value(prog, "PG_anon_exclusive") is not None,
     )
 

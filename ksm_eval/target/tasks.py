@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from drgn import FaultError, Object, Program
 from drgn.helpers.linux.cgroup import cgroup_path
@@ -13,6 +12,7 @@ from drgn.helpers.linux.pid import for_each_task
 
 from ksm_eval.errors import TargetError, UsageError
 from ksm_eval.target import Process, Selection
+from ksm_eval.target.selecting import select
 
 INVALID_UID = 0xFFFFFFFF  # include/linux/uidgid.h: for a process whose credentials are not there
 PF_KTHREAD = 0x00200000  # include/linux/sched.h; a macro, so not in debug info
@@ -31,6 +31,10 @@ class _Group:
     @property
     def comm(self) -> str:
         return bytes(self.leader.comm.string_()).decode("utf-8", "backslashreplace")
+
+    @property
+    def has_memory(self) -> bool:
+        return self.mm is not None
 
 
 def _groups(prog: Program) -> dict[int, _Group]:
@@ -80,21 +84,6 @@ def _cgroup_paths(prog: Program) -> Callable[[Object], str]:
 
     del prog
     return path
-
-
-def _below(groups: dict[int, _Group], roots: set[int]) -> set[int]:
-    """`roots` and all their descendants, by real_parent."""
-    children: dict[int, list[int]] = {}
-    for group in groups.values():
-        children.setdefault(group.parent, []).append(group.tgid)
-    found: set[int] = set()
-    todo = list(roots)
-    while todo:
-        tgid = todo.pop()
-        if tgid not in found:
-            found.add(tgid)
-            todo.extend(children.get(tgid, ()))
-    return found
 
 
 def _registered_mms(prog: Program, notes: list[str]) -> Iterator[int]:
@@ -166,55 +155,6 @@ def _process(
     )
 
 
-def _select(
-    groups: dict[int, _Group], selection: Selection, cgroup: Callable[[Object], str]
-) -> set[int]:
-    """tgids of the selection; UsageError for a part of it that matches nothing."""
-    chosen: set[int] = set()
-    by_pid = {pid: group.tgid for group in groups.values() for pid in group.pids}
-    for pid in selection.pids:
-        if pid not in by_pid:
-            raise UsageError(f"pid {pid} does not exist in the target", "see --all for what does")
-        group = groups[by_pid[pid]]
-        if group.mm is None and not selection.children:
-            raise UsageError(
-                f"pid {pid} ({group.comm}) has no memory of its own: a kernel thread or a zombie",
-                "choose a process with user memory",
-            )
-        chosen.add(group.tgid)
-    for pattern in selection.comms:
-        called = [group for group in groups.values() if fnmatchcase(group.comm, pattern)]
-        matched = {group.tgid for group in called if group.mm}
-        if called and not matched and not selection.children:
-            raise UsageError(
-                f"all that is called {pattern!r} in the target has no memory of its own: "
-                "kernel threads or zombies",
-                "choose a process with user memory",
-            )
-        if not called:
-            raise UsageError(f"no process is called {pattern!r} in the target")
-        matched = {group.tgid for group in called}
-        chosen |= matched
-    for wanted in selection.cgroups:
-        prefix = "/" + wanted.strip("/")
-        below = prefix.rstrip("/") + "/"
-        matched = set()
-        for group in groups.values():
-            if group.mm and (cgroup(group.leader) + "/").startswith(below):
-                matched.add(group.tgid)
-        if not matched:
-            raise UsageError(
-                f"no process is in cgroup {prefix!r} or below it in the target",
-                "give the cgroup v2 path as in /proc/PID/cgroup, without the leading 0::",
-            )
-        chosen |= matched
-    if selection.children:
-        chosen = _below(groups, chosen)
-    if selection.all:
-        chosen = set(groups)
-    return chosen
-
-
 def select_processes(
     prog: Program, selection: Selection, notes: list[str], *, with_registered: bool = False
 ) -> list[Process]:
@@ -227,7 +167,7 @@ def select_processes(
     """
     groups = _groups(prog)
     cgroup = _cgroup_paths(prog)
-    chosen = _select(groups, selection, cgroup)
+    chosen = select(groups, selection, lambda tgid: cgroup(groups[tgid].leader))
     rank = {mm: position for position, mm in enumerate(_registered_mms(prog, notes))}
     wanted = {mm.value_() for tgid in chosen if (mm := groups[tgid].mm) is not None}
     if not wanted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 import traceback
 from dataclasses import asdict, dataclass, field
@@ -83,15 +84,21 @@ def kind_of(workload: Workload) -> str:
 
 
 def measure(image: Image, workload: Workload, work: Path, keep: Path | None) -> Result:
-    """`keep`: where dumps, script and truth stay, in a folder of their own."""
+    """`keep`: where dumps, script and truth of a run that differs stay, in a folder of its own."""
+    folder = None if keep is None else keep / f"{image.kernel.name}-{workload.name}"
+    result = _measure(image, workload, work, folder)
+    if folder is not None and not result.wrong():
+        shutil.rmtree(folder, ignore_errors=True)
+    return result
+
+
+def _measure(image: Image, workload: Workload, work: Path, folder: Path | None) -> Result:
     kernel, kind = image.kernel, kind_of(workload)
     result = Result(kernel.name, image.release, workload.name, kind)
     if workload.numa and not kernel.nodes:
         result.skipped = "the kernel has no CONFIG_NUMA"
         return result
-    name = f"{kernel.name}-{workload.name}"
-    elf = work / "harness" / f"{name}.elf"
-    folder = None if keep is None else keep / name
+    elf = work / "harness" / f"{kernel.name}-{workload.name}.elf"
     settled = None
     start = time.monotonic()
     try:

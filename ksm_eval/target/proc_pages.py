@@ -1,0 +1,157 @@
+"""/proc/PID/pagemap, /proc/kpageflags and /proc/kpagecount in bulk, to arrays."""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import os
+import struct
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ksm_eval.snapshot import I64, U64
+
+CHUNK = 1 << 17  # entries a read: 1 MiB
+HOLE = 64  # entries not asked for that are worth reading to keep a run going
+
+# /proc/PID/pagemap: Documentation/admin-guide/mm/pagemap.rst
+PM_PFN = (1 << 55) - 1
+PM_EXCLUSIVE = 1 << 56  # 4.2+: the only mapping of an anonymous page
+PM_FILE = 1 << 61  # of a file or shmem; 3.5+
+PM_SWAP = 1 << 62  # not present, and not empty: swap, migration, hwpoison, marker
+PM_PRESENT = 1 << 63
+
+# /proc/kpageflags: include/uapi/linux/kernel-page-flags.h
+KPF_ANON = 1 << 12
+KPF_SWAPCACHE = 1 << 13
+KPF_TAIL = 1 << 16
+KPF_KSM = 1 << 21
+KPF_THP = 1 << 22  # of any size; the huge zero page too
+KPF_ZERO_PAGE = 1 << 24
+
+# PAGEMAP_SCAN, include/uapi/linux/fs.h
+_PAGE_IS_PRESENT = 1 << 3
+_PAGE_IS_SWAPPED = 1 << 4
+_PAGE_IS_HUGE = 1 << 6
+_SCAN_ARG = struct.Struct("=12Q")
+_PAGEMAP_SCAN = 3 << 30 | _SCAN_ARG.size << 16 | ord("f") << 8 | 16  # _IOWR('f', 16, …)
+_REGIONS = 8192
+
+
+class Regions:
+    """Populated parts of an address range, where the kernel can list them (6.7+)."""
+
+    def __init__(self, page_size: int) -> None:
+        self._page_size = page_size
+        self._regions = array.array("Q", bytes(24 * _REGIONS))
+        self.works = True
+
+    def populated(self, fd: int, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
+        """(first page, last page + 1, mapped by PMDs) with page numbers from address 0.
+
+        Without PAGEMAP_SCAN the whole range, not by PMDs, and `works` is False afterwards.
+        """
+        while start < end and self.works:
+            address, room = self._regions.buffer_info()
+            argument = bytearray(
+                _SCAN_ARG.pack(
+                    _SCAN_ARG.size, 0, start, end, 0, address, room // 3, 0, 0, 0,
+                    _PAGE_IS_PRESENT | _PAGE_IS_SWAPPED, _PAGE_IS_HUGE | _PAGE_IS_PRESENT,
+                )
+            )  # fmt: skip
+            try:
+                count = fcntl.ioctl(fd, _PAGEMAP_SCAN, argument)
+            except OSError:
+                self.works = False
+                break
+            for row in range(0, 3 * count, 3):
+                first, last, kind = self._regions[row : row + 3]
+                huge = kind & _PAGE_IS_HUGE and kind & _PAGE_IS_PRESENT
+                yield first // self._page_size, last // self._page_size, bool(huge)
+            start = _SCAN_ARG.unpack(argument)[4]  # walk_end
+        if start < end:
+            yield start // self._page_size, end // self._page_size, False
+
+
+def joined(regions: list[tuple[int, int, bool]]) -> Iterator[tuple[int, int]]:
+    """Ranges of page numbers to read: `regions` (ascending) with small holes filled, cut to
+    CHUNK."""
+    at = 0
+    while at < len(regions):
+        first, last, _ = regions[at]
+        at += 1
+        while at < len(regions) and regions[at][0] - last <= HOLE:
+            last = regions[at][1]
+            at += 1
+        for begin in range(first, last, CHUNK):
+            yield begin, min(begin + CHUNK, last)
+
+
+def read_entries(fd: int, first: int, last: int) -> U64:
+    """8-byte entries [first, last) of one of these files; fewer where it ends. Raises OSError."""
+    data = os.pread(fd, (last - first) * 8, first * 8)
+    part = np.frombuffer(data, np.uint64)
+    if len(part) == last - first or not data:
+        return part
+    return np.concatenate((part, read_entries(fd, first + len(part), last)))
+
+
+def lookup(fd: int, pfns: U64) -> U64:
+    """The entries of ascending PFNs in kpageflags or kpagecount; 0 beyond the end of it."""
+    out = np.zeros(len(pfns), np.uint64)
+    if not len(pfns):
+        return out
+    breaks = np.flatnonzero(np.diff(pfns.view(np.int64)) > HOLE // 8) + 1
+    starts = np.concatenate(([0], breaks))
+    ends = np.concatenate((breaks, [len(pfns)]))
+    lows = pfns[starts].tolist()
+    highs = (pfns[ends - 1] + np.uint64(1)).tolist()
+    for row, end, low, high in zip(starts.tolist(), ends.tolist(), lows, highs, strict=True):
+        if high - low == end - row and high - low <= CHUNK:  # no holes
+            found = read_entries(fd, low, high)
+            out[row : row + len(found)] = found
+            continue
+        for begin in range(low, high, CHUNK):
+            found = read_entries(fd, begin, min(begin + CHUNK, high))
+            left, right = row + np.searchsorted(
+                pfns[row:end], np.array([begin, begin + len(found)], np.uint64)
+            )
+            out[left:right] = found[(pfns[left:right] - np.uint64(begin)).astype(np.int64)]
+    return out
+
+
+def compounds(fd: int, pfns: U64, pages: int) -> tuple[U64, U64]:
+    """(PFN of the head, pages) of the compound page that each of ascending `pfns` is in.
+
+    `pages` a PMD maps: no anonymous compound page is larger, and each is aligned to its size.
+    """
+    block = pfns // np.uint64(pages)
+    change = np.ones(len(block), np.bool_)
+    change[1:] = block[1:] != block[:-1]
+    row = np.cumsum(change) - 1
+    head = np.empty(len(pfns), np.uint64)
+    size = np.empty(len(pfns), np.uint64)
+    blocks = block[change]
+    for begin in range(0, len(blocks), CHUNK // pages):
+        part = blocks[begin : begin + CHUNK // pages]
+        every = (part[:, None] * np.uint64(pages) + np.arange(pages, dtype=np.uint64)).ravel()
+        tail = (lookup(fd, every).reshape(len(part), pages) & np.uint64(KPF_TAIL)) != 0
+        first, count = _extent(tail)
+        rows = np.flatnonzero((row >= begin) & (row < begin + len(part)))
+        at = (row[rows] - begin, (pfns[rows] % np.uint64(pages)).astype(np.int64))
+        head[rows] = part[at[0]] * np.uint64(pages) + first[at].astype(np.uint64)
+        size[rows] = count[at]
+    return head, size
+
+
+def _extent(tail: NDArray[np.bool_]) -> tuple[I64, I64]:
+    """Of each page in rows of pages, `tail` or not: column of its head, pages of its compound."""
+    width = tail.shape[1]
+    column = np.arange(width)
+    head = np.maximum.accumulate(np.where(tail, 0, column), axis=1)
+    # The next page that is no tail, looking from behind.
+    later = np.minimum.accumulate(np.where(tail, width, column)[:, ::-1], axis=1)[:, ::-1]
+    following = np.concatenate((later[:, 1:], np.full((len(tail), 1), width)), axis=1)
+    return head.astype(np.int64), (following - head).astype(np.int64)
