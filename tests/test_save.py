@@ -136,12 +136,13 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         return draw(st.lists(ANY_TEXT, min_size=rows, max_size=rows))
 
     order = column(0, max(0, n_frames - 1), n_frames, np.uint32) if draw(st.booleans()) else None
-    booleans = {f.name: draw(st.booleans()) for f in fields(Rules)}
+    number = st.integers(0, 31)
+    rules = {f.name: draw(st.booleans() if f.type == "bool" else number) for f in fields(Rules)}
     return Snapshot(
         meta=metadata(
             path=draw(ANY_TEXT),
             time=draw(st.floats(0, 1 << 33)),
-            rules=Rules(**booleans),
+            rules=Rules(**rules),
             settings=Settings(
                 max_page_sharing=draw(st.integers(2, 1 << 31)), use_zero_pages=draw(st.booleans())
             ),

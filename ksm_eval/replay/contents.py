@@ -115,6 +115,27 @@ def blocked_mappings(snapshot: Snapshot) -> U8 | None:
     return blocked
 
 
+def split_attempts(snapshot: Snapshot) -> I64:
+    """Attempts it takes to split each compound page on 6.16 to early 6.19, shape (C,); 0 and 1
+    alike succeed at once.
+
+    An attempt ends at the first process that maps the page by PMD, which has PTEs from then on.
+    It succeeds if no other mapper follows: one that has PTEs costs another attempt if it comes
+    behind the last PMD. Mappers follow each other in fork order.
+    """
+    compounds, mappings = snapshot.compounds, snapshot.mappings
+    attempts = compounds.pmd_mapcount.astype(np.int64)
+    process = np.repeat(snapshot.vmas.process.astype(np.int64), np.diff(snapshot.vmas.offset))
+    compound = snapshot.frames.compound[mappings.frame].astype(np.int64)
+    inside = compound != NO_COMPOUND
+    huge = has(mappings.flags, MappingFlag.HUGE)
+    last = np.full((2, len(compounds)), -1, np.int64)  # process row of the last PTE, PMD mapper
+    for kind, of_kind in enumerate((inside & ~huge, inside & huge)):
+        np.maximum.at(last[kind], compound[of_kind], process[of_kind])
+    attempts[(attempts > 0) & (last[1] >= 0) & (last[0] > last[1])] += 1
+    return attempts
+
+
 def remappable(snapshot: Snapshot, positions: I64) -> NDArray[np.bool_]:
     """try_to_map_unused_to_zeropage() (mm/migrate.c, 6.12+) spares mlocked VMAs: those
     of these mappings it does not spare."""

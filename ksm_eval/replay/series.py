@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from ksm_eval.replay.contents import (
     ZERO_PAGE,
     blocked_mappings,
+    checked_mappings,
+    locked_mappings,
     mappings_of,
     poisoned,
     remappable,
@@ -284,7 +286,10 @@ class Series(Ksmd):
         slot = slot.copy()
         slot[new] = len(self.frame) + np.arange(len(new))
         self.frame += frames[new].tolist()
-        for column in (self.state, self.age, self.skips, self.blocked, self.prot_none):
+        for column in (
+            *(self.state, self.age, self.skips),
+            *(self.blocked, self.prot_none, self.locked, self.checked),
+        ):
             column.extend(bytes(len(new)))
         self.item_node += [-1] * len(new)
         self.checksum += [-1] * len(new)
@@ -332,6 +337,15 @@ class Series(Ksmd):
         if found is not None:
             blocked[slot] = found
         self.blocked = bytearray(blocked.tobytes())
+        locked = locked_mappings(snapshot)
+        self.mlock_size = self.rules.mlock_batch if locked.any() else 0
+        for name, values in (("locked", locked), ("checked", checked_mappings(snapshot))):
+            column = np.zeros(len(self.frame), np.uint8)
+            column[slot] = values
+            setattr(self, name, bytearray(column.tobytes()))
+        frames = np.array(self.frame, np.int64)[slot[locked]]
+        compounds = np.array([*self.compound, -1], np.int64)[np.maximum(frames, -1)]
+        self.locked_compounds = set(compounds[compounds >= 0].tolist())
 
     def _map_counts(self, snapshot: Snapshot, now: Sample) -> None:
         """Mappings of each frame; those of other processes as the target last showed them."""
@@ -387,25 +401,30 @@ class Series(Ksmd):
         for key, parent in self.parents.items():
             self.pte_mapped |= {(c, key) for c, owner in self.pte_mapped if owner == parent}
         self.parents.clear()
-        huge = has(snapshot.mappings.flags, MappingFlag.HUGE) & (now.compound >= 0)
-        pairs = np.unique(np.stack((now.compound[huge], row[huge]), axis=1), axis=0)
+        inside = now.compound >= 0
+        huge = has(snapshot.mappings.flags, MappingFlag.HUGE)[inside]
+        compound, rows = now.compound[inside], row[inside]
+        raw = snapshot.frames.compound[snapshot.mappings.frame[inside]]
+        mapcount = snapshot.compounds.pmd_mapcount[raw]
+        outside = dict(zip(compound[huge].tolist(), mapcount[huge].tolist(), strict=True))
         self.pmds = {}
-        raw = snapshot.frames.compound[snapshot.mappings.frame[huge]]
-        outside = dict(
-            zip(
-                now.compound[huge].tolist(),
-                snapshot.compounds.pmd_mapcount[raw].tolist(),
-                strict=True,
-            )
-        )
-        for c, number in pairs.tolist():
-            outside[c] -= 1
-            if not self.split[c] and (c, self.keys[number]) not in self.pte_mapped:
+        behind: dict[int, int] = {}  # last process that has PTEs
+        mappers = np.unique(np.stack((compound, rows, huge), axis=1), axis=0)
+        for c, number, by_pmd in mappers.tolist():
+            outside[c] = outside.get(c, 0) - by_pmd
+            if by_pmd and (c, self.keys[number]) not in self.pte_mapped:
                 self.pmds.setdefault(c, []).append(number)
+            else:
+                behind[c] = number
         for c, count in outside.items():
+            found = self.pmds.get(c, [])
+            last = max(found, default=-1)
             left = count - self.outside_split.get(c, 0)
-            if left > 0 and not self.split[c]:
-                self.pmds.setdefault(c, []).extend([OUTSIDE] * left)
+            found += [OUTSIDE] * max(left, 0)
+            if last >= 0 and behind.get(c, -1) > last:
+                found.append(OUTSIDE)  # never broken: a split succeeds at the last
+            if found and not self.split[c]:
+                self.pmds[c] = found
 
     # One pass
 

@@ -16,6 +16,7 @@ from ksm_eval.replay.contents import (
     in_compound,
     locked_mappings,
     mappings_of,
+    split_attempts,
 )
 from ksm_eval.replay.rules import Settings
 from ksm_eval.snapshot import I64, U8, FrameFlag, Snapshot
@@ -179,7 +180,7 @@ class _Work:
 
     def close_over_pmds(self, replay: Bool, merging: Bool) -> None:
         """Replay all contents that meet in a THP with several PMD mappers."""
-        several = np.append(self.snapshot.compounds.pmd_mapcount > 1, False)[self.compound]
+        several = np.append(split_attempts(self.snapshot) > 1, False)[self.compound]
         rows = np.flatnonzero(several & (self.content >= 0))
         content, compound = self.content[rows], self.compound[rows]
         used = np.zeros(len(self.snapshot.compounds), np.bool_)

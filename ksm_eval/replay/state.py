@@ -20,6 +20,7 @@ from ksm_eval.replay.contents import (
     mappings_of,
     poisoned,
     remappable,
+    split_attempts,
 )
 from ksm_eval.replay.counters import (
     Counters,
@@ -143,10 +144,10 @@ class State:
         snapshot, compounds = self.snapshot, self.snapshot.compounds
         self.split = bytearray(len(compounds))
         self.unsplittable = bytearray(compounds.pinned.astype(np.uint8).tobytes())
-        mappers = compounds.pmd_mapcount if self.rules.pmd_at_a_time else np.empty(0, np.uint32)
-        several = np.flatnonzero(mappers > 1)
-        # Who maps it by PMD, in the order in which a split attempt gets to them.
-        self.pmds = {c: list(range(mappers[c])) for c in several.tolist()}
+        attempts = split_attempts(snapshot) if self.rules.pmd_at_a_time else np.empty(0, np.int64)
+        several = np.flatnonzero(attempts > 1)
+        # Whom a split attempt gets to, one a time; it succeeds at the last.
+        self.pmds = {c: list(range(attempts[c])) for c in several.tolist()}
         # The items that lose their page when a compound page is split (6.12+).
         self.zero_subpages: dict[int, list[int]] = {}
         if self.rules.zero_remap_at_split:

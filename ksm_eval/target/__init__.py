@@ -122,6 +122,10 @@ class Unreadable(Exception):
         self.reason = reason
 
 
+class Gone(Unreadable):
+    """A process that nobody asked for by its pid ended meanwhile: normal on a running host."""
+
+
 @dataclass(frozen=True)
 class TargetInfo:
     kind: str
@@ -134,6 +138,7 @@ class TargetInfo:
     sizeof: dict[str, int]
     boot: str = ""  # equal for targets that are the same running kernel
     container: str = ""  # "kdump-compressed vmcore", …
+    read_gaps: bool = True  # pages that nobody asked for may be read along with others
     notes: list[str] = field(default_factory=list)
 
 
@@ -168,8 +173,12 @@ class Target(Protocol):
     def ksmd(self, processes: Sequence[Process]) -> KsmdRecords | None:
         """ksmd's own records, None if they cannot be read (the reason is in info.notes)."""
 
-    def read_pages(self, pfn: int, count: int) -> bytes:
-        """Contents of `count` consecutive frames. Raises Unreadable if any cannot be read."""
+    def places(self, pfns: U64) -> U64:
+        """Where read_pages() finds these frames, known to frames() before: page numbers in
+        whatever the target reads from. PFNs themselves if that is physical memory."""
+
+    def read_pages(self, place: int, count: int) -> bytes:
+        """Contents of `count` consecutive places. Raises Unreadable if any cannot be read."""
 
     def close(self) -> None: ...
 

@@ -91,7 +91,8 @@ def _pmd_at_a_time(prog: Program, notes: list[str]) -> bool:
 
 def _mlock_batch(prog: Program) -> int:
     """Size of the per-CPU batch that pages of mlocked VMAs pass through, 0 if there is none."""
-    if not has_symbol(prog, "mlock_drain_local"):  # 5.18+, commit 2fbb0c10d1e8
+    # 5.18+, commit 2fbb0c10d1e8; until 6.2 mlock_page_drain_local()
+    if not any(has_symbol(prog, f"mlock_{name}") for name in ("drain_local", "page_drain_local")):
         return 0
     try:
         length = prog.type("struct folio_batch").member("folios").type.length

@@ -203,8 +203,11 @@ class KernelTarget:
             raise LookupError(error.message) from None
         return data
 
-    def read_pages(self, pfn: int, count: int) -> bytes:
-        size = self.info.page_size
+    def places(self, pfns: U64) -> U64:
+        return pfns
+
+    def read_pages(self, place: int, count: int) -> bytes:
+        size, pfn = self.info.page_size, place
         reason = self._opened.excluded(pfn * size, count * size)
         if reason:
             raise Unreadable(reason)

@@ -136,10 +136,10 @@ def compounds(fd: int, pfns: U64, pages: int) -> tuple[U64, U64]:
     blocks = block[change]
     for begin in range(0, len(blocks), CHUNK // pages):
         part = blocks[begin : begin + CHUNK // pages]
-        every = (part[:, None] * np.uint64(pages) + np.arange(pages, dtype=np.uint64)).ravel()
-        tail = (lookup(fd, every).reshape(len(part), pages) & np.uint64(KPF_TAIL)) != 0
-        first, count = _extent(tail)
-        rows = np.flatnonzero((row >= begin) & (row < begin + len(part)))
+        every: U64 = part[:, None] * np.uint64(pages) + np.arange(pages, dtype=np.uint64)
+        found = lookup(fd, every.ravel()).reshape(len(part), pages)
+        first, count = _extent((found & np.uint64(KPF_TAIL)) != 0)
+        rows = slice(*np.searchsorted(row, (begin, begin + len(part))).tolist())
         at = (row[rows] - begin, (pfns[rows] % np.uint64(pages)).astype(np.int64))
         head[rows] = part[at[0]] * np.uint64(pages) + first[at].astype(np.uint64)
         size[rows] = count[at]

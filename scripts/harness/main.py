@@ -55,9 +55,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only-random", action="store_true", help="nothing but the seeds")
     parser.add_argument("--jobs", type=int, default=2, help="guests at once; default: 2")
     parser.add_argument("--work", type=Path, default=ROOT / "build", help="for kernels and dumps")
-    parser.add_argument(
-        "--keep", type=Path, metavar="DIR", help="keep what differs there: dumps and truth"
-    )
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep runs that differ there")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
     parser.add_argument("--merge", action="store_true", help="into what the --json file has")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there")
