@@ -12,6 +12,7 @@ from ksm_eval.replay.converged import Prediction
 from ksm_eval.replay.counters import Counters
 from ksm_eval.replay.rules import Settings
 from ksm_eval.replay.state import PassResult
+from ksm_eval.replay.warm import Verified
 from ksm_eval.report.model import (
     Completeness,
     Ineligible,
@@ -24,6 +25,7 @@ from ksm_eval.report.model import (
     Stillness,
     System,
     TargetFacts,
+    VerifyRow,
     VmaRow,
 )
 from ksm_eval.snapshot import Entry, FrameFlag, Snapshot, has
@@ -118,6 +120,22 @@ def _timeline(timeline: Timeline) -> tuple[Pass, ...]:
     return tuple(
         Pass(number, _counters(result.counters), number not in timeline.inexact)
         for number, result in enumerate(timeline.passes, 1)
+    )
+
+
+def verified(rows: Sequence[Verified]) -> tuple[VerifyRow, ...]:
+    """The target's counters beside those of the replay from ksmd's own records."""
+    return tuple(
+        VerifyRow(
+            counter=row.name,
+            target=row.target,
+            records=row.records,
+            difference=None
+            if row.target is None or row.records is None
+            else row.records - row.target,
+            after=tuple(row.after),
+        )
+        for row in rows
     )
 
 

@@ -79,7 +79,7 @@ def _work(options: Options, arguments: Sequence[str]) -> None:
         source = options.snapshot
         now = Run(
             version=__version__,
-            drgn=None if source else _version_of("drgn"),
+            drgn=_version_of("drgn") if options.cores else None,
             command=("ksm-eval", *arguments),
             time=time.time(),
             duration=round(time.monotonic() - started, 3),
@@ -102,28 +102,36 @@ def _start_logging(options: Options) -> None:
 
 
 def _report(options: Options) -> Report:
-    from ksm_eval.evaluate import evaluate_samples, evaluate_snapshot
+    from ksm_eval.evaluate import evaluate_samples
     from ksm_eval.save import load, save
 
-    overrides = _overrides(options)
     if options.snapshot is not None:
-        return evaluate_snapshot(load(options.snapshot), overrides, passes=options.passes)
+        return _one(options, load(options.snapshot))
     samples = _samples(options)
     try:
         if len(samples) > 1:
-            return evaluate_samples(samples, overrides)
+            return evaluate_samples(samples, _overrides(options))
         _, snapshot = samples[0]
         if options.save is not None:
             save(snapshot, options.save)
-        return evaluate_snapshot(snapshot, overrides, passes=options.passes)
+        return _one(options, snapshot)
     finally:
         for target, _ in samples:
             target.close()
 
 
+def _one(options: Options, snapshot: Snapshot) -> Report:
+    from ksm_eval.evaluate import evaluate_snapshot, verify_snapshot
+
+    if options.verify:
+        return verify_snapshot(snapshot, passes=options.passes or 1)
+    return evaluate_snapshot(snapshot, _overrides(options), passes=options.passes)
+
+
 def _samples(options: Options) -> list[tuple[Target, Snapshot]]:
-    """One sample a vmcore, all hashed under one key; the targets stay open."""
-    from ksm_eval.evaluate import collect, open_target
+    """One sample a vmcore, or of the running kernel, all hashed under one key; the targets
+    stay open."""
+    from ksm_eval.evaluate import collect, open_live, open_target
     from ksm_eval.target import Selection
 
     seed = secrets.randbits(64)
@@ -134,13 +142,16 @@ def _samples(options: Options) -> list[tuple[Target, Snapshot]]:
 
         bar = ProgressBar()
     with bar as progress:
-        for core in options.cores:
-            target = open_target(
-                core,
-                symbols=options.symbols,
-                vmcoreinfo=options.vmcoreinfo,
-                architecture=options.architecture,
-            )
+        for core in options.cores or (None,):
+            if core is None:
+                target = open_live(options.via or "auto")
+            else:
+                target = open_target(
+                    core,
+                    symbols=options.symbols,
+                    vmcoreinfo=options.vmcoreinfo,
+                    architecture=options.architecture,
+                )
             snapshot = collect(
                 target,
                 Selection(
@@ -148,10 +159,11 @@ def _samples(options: Options) -> list[tuple[Target, Snapshot]]:
                     children=options.children,
                     comms=options.comms,
                     cgroups=options.cgroups,
-                    all=options.everything,
+                    # Of all processes what they offer: that is what ksmd scans.
+                    all=options.everything or options.verify,
                 ),
-                mergeable_only=options.mergeable_only,
-                exact=options.passes > 0 or options.save is not None,
+                mergeable_only=options.mergeable_only or options.verify,
+                exact=options.passes > 0 or options.verify or options.save is not None,
                 progress=progress,
                 seed=seed,
             )

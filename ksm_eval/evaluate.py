@@ -7,20 +7,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ksm_eval.assemble import Timeline, assemble
+from ksm_eval.assemble import Timeline, assemble, verified
 from ksm_eval.collect import collect
-from ksm_eval.errors import UsageError
+from ksm_eval.errors import TargetError, UsageError
 from ksm_eval.memcmp_order import common_order
 from ksm_eval.replay.calm import calm
 from ksm_eval.replay.converged import predict
 from ksm_eval.replay.ksmd import simulate
 from ksm_eval.replay.rules import Settings
 from ksm_eval.replay.series import simulate_series
+from ksm_eval.replay.warm import verify
 from ksm_eval.report.model import Report
 from ksm_eval.snapshot import Snapshot
 from ksm_eval.target import Progress, Selection, Target
 
-__all__ = ["collect", "evaluate", "evaluate_samples", "evaluate_snapshot", "open_target"]
+__all__ = [
+    "collect",
+    "evaluate",
+    "evaluate_samples",
+    "evaluate_snapshot",
+    "open_live",
+    "open_target",
+    "verify_snapshot",
+]
 
 
 def open_target(
@@ -39,6 +48,23 @@ def open_target(
     )
 
 
+def open_live(via: str = "auto") -> Target:
+    """The running kernel, through /proc. `via`: "auto", "kcore" or "proc".
+
+    Raises TargetError if it cannot be read, with what would help.
+    """
+    if via == "kcore":
+        raise TargetError("this version does not read /proc/kcore", "use --via proc")
+    from ksm_eval.target.procfs import open_proc
+
+    target = open_proc()
+    why = "as asked" if via == "proc" else "this version does not read /proc/kcore"
+    if via == "auto" and not Path("/proc/kcore").exists():
+        why = "it has no /proc/kcore"
+    target.info.notes.insert(0, f"the running kernel was read through /proc: {why}")
+    return target
+
+
 def evaluate_snapshot(
     snapshot: Snapshot, overrides: Mapping[str, Any] | None = None, *, passes: int = 0
 ) -> Report:
@@ -53,6 +79,22 @@ def evaluate_snapshot(
     replay = simulate(snapshot, settings, passes) if passes else None
     timeline = Timeline(replay.passes, replay.inexact) if replay else Timeline()
     return assemble(snapshot, settings, frozenset(overrides or ()), prediction, timeline)
+
+
+def verify_snapshot(snapshot: Snapshot, *, passes: int = 1) -> Report:
+    """Replay from the records of a ksmd that has run, beside the target's own counters.
+
+    The snapshot must have all that ksmd scans (collect() of all processes with
+    mergeable_only). Raises TargetError if it has no records of ksmd.
+    """
+    if snapshot.ksmd is None:
+        raise TargetError(
+            "there is nothing to verify: ksmd has not run here, or its records cannot be read",
+            "evaluate processes with --pid, --comm, --cgroup or --all",
+        )
+    settings = snapshot.meta.settings
+    report = evaluate_snapshot(snapshot)
+    return replace(report, verify=verified(verify(snapshot, settings, passes)))
 
 
 def evaluate_samples(

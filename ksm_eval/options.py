@@ -10,14 +10,16 @@ from typing import Any, TypeVar
 import click
 
 from ksm_eval import __version__
-from ksm_eval.errors import TargetError, UsageError
+from ksm_eval.errors import UsageError
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical", "none")  # drgn's
 
+VIAS = ("auto", "kcore", "proc")
+
 EXAMPLES = """\
-  ksm-eval -c vmcore --pid 1234 --children
+  sudo ksm-eval --pid 1234 --children
   ksm-eval -c vmcore --comm 'php-fpm*'
   ksm-eval -c vmcore --cgroup /system.slice/nginx.service"""
 
@@ -32,6 +34,7 @@ class Options:
     cgroups: tuple[str, ...]
     everything: bool
     cores: tuple[Path, ...]
+    via: str | None
     snapshot: Path | None
     symbols: tuple[Path, ...]
     vmcoreinfo: Path | None
@@ -42,6 +45,7 @@ class Options:
     merge_across_nodes: bool | None
     smart_scan: bool | None
     passes: int
+    verify: bool
     save: Path | None
     form: str
     output: Path | None
@@ -99,6 +103,10 @@ Examples:
     "-c", "--core", "cores", multiple=True,
     help="Read the memory of a vmcore; several are samples of one boot, in this order.",
 )  # fmt: skip
+@click.option(
+    "--via", type=click.Choice(VIAS),
+    help="How to read the running kernel, which is what is read without -c.  [default: auto]",
+)  # fmt: skip
 @_file("--snapshot", help="Evaluate what --save wrote; needs no vmcore.")
 @_file(
     "-s", "--symbols", multiple=True,
@@ -135,6 +143,10 @@ Examples:
     "--passes", type=click.IntRange(min=0, max=10_000), default=0, metavar="N",
     help="Also the counters after each of the first N full scans.",
 )  # fmt: skip
+@click.option(
+    "--verify", is_flag=True,
+    help="Where ksmd has run: its own records and their replay beside the target's counters.",
+)  # fmt: skip
 @_file("--save", help="Write a snapshot: hashes and page tables, no page contents.")
 @click.option(
     "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True,
@@ -167,9 +179,12 @@ def check(options: Options) -> None:
         "--vmcoreinfo": options.vmcoreinfo,
         "--architecture": options.architecture,
     }
+    if options.verify:
+        _check_verify(options)
     if options.snapshot is not None:
         collecting = {
             "--core": options.cores,
+            "--via": options.via,
             **opening,
             "--pid": options.pids,
             "--children": options.children,
@@ -187,10 +202,8 @@ def check(options: Options) -> None:
             _refuse(one, "several vmcores", "each of them is one sample and one full scan")
         if not options.cores:
             _refuse(opening, "the running kernel", "name a vmcore with -c")
-            raise TargetError(
-                "this version reads vmcores and snapshots, not the running kernel",
-                "give a vmcore with -c or a snapshot with --snapshot",
-            )
+        else:
+            _refuse({"--via": options.via}, "a vmcore", "it is about the running kernel")
     _check_outputs(options)
 
 
@@ -200,11 +213,30 @@ def _refuse(options: Mapping[str, object], beside: str, hint: str) -> None:
             raise UsageError(f"{option} cannot be used with {beside}", hint)
 
 
+def _check_verify(options: Options) -> None:
+    """What ksmd scans and how is the target's to say."""
+    given = {
+        "--pid": options.pids,
+        "--children": options.children,
+        "--comm": options.comms,
+        "--cgroup": options.cgroups,
+        "--all": options.everything,
+        "--mergeable-only": options.mergeable_only,
+        "--max-page-sharing": options.max_page_sharing,
+        "--use-zero-pages": options.use_zero_pages is not None,
+        "--merge-across-nodes": options.merge_across_nodes is not None,
+        "--smart-scan": options.smart_scan is not None,
+    }
+    _refuse(given, "--verify", "it is about what ksmd has done, with the target's own settings")
+    if len(options.cores) > 1:
+        raise UsageError("--verify takes one vmcore", "verify them one by one")
+
+
 def _check_selection(options: Options) -> None:
     for option, values in (("--comm", options.comms), ("--cgroup", options.cgroups)):
         if not all(values):
             raise UsageError(f"{option} is empty", "give a name")
-    if options.everything or options.pids or options.comms or options.cgroups:
+    if options.verify or options.everything or options.pids or options.comms or options.cgroups:
         return
     if options.children:
         raise UsageError("--children of whom?", "add --pid, --comm or --cgroup")

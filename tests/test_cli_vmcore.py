@@ -109,6 +109,54 @@ def test_timeline(capsys: pytest.CaptureFixture[str], tmp_path: Path, from_snaps
     assert "   3    224    2492" in out
 
 
+def test_verify(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """ksmd's records add up to its counters, and their replay to those of the next scans."""
+    name = "x86_64-6.12-tiny-warm"
+    shown, real = truth(name)["settings_at_dump"], truth(name)["passes"]
+    saved = tmp_path / "saved.npz"
+    words = ["--verify", "--passes", len(real), "--format", "json"]
+    code, out, _ = ran(capsys, "-c", vmcore(name), *words)
+    assert code == 0
+    rows = {row["counter"]: row for row in json.loads(out)["verify"]}
+    compared = [key for key in rows if key in shown]
+    assert len(compared) >= 10
+    for key in compared:
+        assert rows[key]["records"] == shown[key], key
+        assert rows[key]["after"] == [entry["ksm"][key] for entry in real], key
+        assert rows[key]["difference"] in (0, None)
+    assert ran(capsys, "-c", vmcore(name), "--all", "--mergeable-only", "--save", saved)[0] == 0
+    code, again, _ = ran(capsys, "--snapshot", saved, *words)
+    assert (code, json.loads(again)["verify"]) == (0, list(rows.values()))
+    code, out, _ = ran(capsys, "-c", vmcore(name), "--verify")
+    assert "Verified: ksmd's own records" in out
+
+
+def test_verify_needs_a_ksmd_that_ran(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = ran(capsys, "-c", CORE, "--verify")
+    assert (code, out) == (3, "")
+    assert "there is nothing to verify" in err[0]
+    code, out, err = ran(capsys, "-c", CORE, "--verify", "--pid", "23")
+    assert (code, out) == (2, "")
+    assert "--pid cannot be used with --verify" in err[0]
+
+
+def test_what_is_there_and_what_would_be_added(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a ksmd that has run, with a process more than it scans: both stand side by side."""
+    name = "x86_64-6.12-tiny-warm"
+    never = next(p["pid"] for p in truth(name)["processes"] if p["comm"] == "never")
+    code, out, _ = ran(capsys, "-c", vmcore(name), "--pid", never, "--format", "json")
+    report = json.loads(out)
+    assert code == 0
+    assert [row["pid"] for row in report["processes"]] == [never]
+    now = truth(name)["settings_at_dump"]
+    assert report["observed"]["pages_sharing"] == now["pages_sharing"]
+    settled = truth(name)["passes"][-1]["ksm"]
+    assert report["system"]["pages_sharing"] > settled["pages_sharing"]
+    assert report["savings"]["frames_merged_now"] > 0
+    code, out, _ = ran(capsys, "-c", vmcore(name), "--pid", never)
+    assert re.search(r"predicted +target now +added", out)
+
+
 def test_samples(capsys: pytest.CaptureFixture[str]) -> None:
     """Three samples of a memory that stood still are its first three full scans."""
     words = [word for _ in range(3) for word in ("-c", CORE)]

@@ -29,6 +29,7 @@ LAYOUT = PageLayout(
     flags=0,
     head=8,
     mapping=24,
+    index=32,
     mapcount=48,
     refcount=52,
     entire_mapcount=64 + 20,

@@ -178,7 +178,7 @@ def test_json_values() -> None:
     assert list(made) == [
         "schema_version", "run", "target", "debug_info", "question", "selection", "completeness",
         "settings", "system", "observed", "savings", "processes", "vmas", "ineligible", "entries",
-        "notes", "timeline", "calm",
+        "notes", "timeline", "calm", "verify",
     ]  # fmt: skip
     assert made["system"]["pages_sharing"] == 42037
     assert made["system"]["phase"] == "scan"
@@ -364,8 +364,8 @@ def test_real_counters_beside_the_prediction() -> None:
 def test_counters_of_a_target_where_ksmd_ran() -> None:
     text = to_terminal(report(observed={"pages_shared": 12, "full_scans": 4}))
     lines = [words(line) for line in text.splitlines()]
-    assert "file predicted target now" in lines
-    assert "pages_shared 2397 9.4 MiB 12" in lines
+    assert "file predicted target now added" in lines
+    assert "pages_shared 2397 9.4 MiB 12 +2385" in lines
 
 
 @pytest.mark.parametrize("color", [False, True])

@@ -137,7 +137,9 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
 
     order = column(0, max(0, n_frames - 1), n_frames, np.uint32) if draw(st.booleans()) else None
     number = st.integers(0, 31)
-    rules = {f.name: draw(st.booleans() if f.type == "bool" else number) for f in fields(Rules)}
+    rules: dict[str, Any] = {
+        f.name: draw(st.booleans() if f.type == "bool" else number) for f in fields(Rules)
+    }
     return Snapshot(
         meta=metadata(
             path=draw(ANY_TEXT),

@@ -86,6 +86,17 @@ class Stillness:
 
 
 @dataclass(frozen=True)
+class VerifyRow:
+    """One counter where ksmd has run. None: the kernel or the records do not tell it."""
+
+    counter: str
+    target: int | None  # as its kernel shows it
+    records: int | None  # as ksmd's own records add up to
+    difference: int | None  # records - target
+    after: tuple[int | None, ...]  # predicted, after one, two … more full scans
+
+
+@dataclass(frozen=True)
 class Savings:
     """Memory really gained, unlike general_profit, which counts mappings."""
 
@@ -161,6 +172,7 @@ class Report:
     notes: tuple[str, ...]
     timeline: tuple[Pass, ...] = ()  # with --passes, or a pass a sample
     calm: Stillness | None = None  # where there were several samples
+    verify: tuple[VerifyRow, ...] = ()  # with --verify
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,21 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from io import StringIO
 
-from rich.cells import cell_len, set_cell_size
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from ksm_eval.report.model import Completeness, Pass, Phase, ProcessRow, Report, Stillness
+from ksm_eval.report.blocks import (
+    counted,
+    fit,
+    hanging,
+    human_bytes,
+    or_dash,
+    percent,
+    plain,
+    table_of,
+    title,
+)
+from ksm_eval.report.model import Completeness, Phase, ProcessRow, Report
+from ksm_eval.report.passes import stillness, timeline, verification
 from ksm_eval.report.text import printable
 
 WIDTH = 80
@@ -26,16 +35,6 @@ _ORDER = (
     "stable_node_dups",
     *_BYTES,
 )
-_TIMELINE = {
-    "pages_shared": "shared",
-    "pages_sharing": "sharing",
-    "pages_unshared": "unshared",
-    "pages_volatile": "volatile",
-    "ksm_zero_pages": "zero",
-    "stable_node_chains": "chains",
-    "stable_node_dups": "dups",
-    "general_profit": "profit",
-}
 _QUESTIONS = {
     "merge_any": "as if PR_SET_MEMORY_MERGE had been set for them",
     "mergeable_only": "only what they offer already (VM_MERGEABLE)",
@@ -76,22 +75,23 @@ def to_terminal(
     _completeness(console, report.completeness)
     _verdict(console, report)
     _counters(console, report, actual, printable(actual_label))
-    _timeline(console, report.timeline)
-    _calm(console, report.calm)
+    verification(console, report.verify)
+    timeline(console, report.timeline)
+    stillness(console, report.calm)
     _savings(console, report)
     _processes(console, report)
     _ineligible(console, report)
     _settings(console, report)
     if report.notes:
-        _title(console, "Notes")
+        title(console, "Notes")
         for note in report.notes:
-            console.print(_hanging("- ", note))
+            console.print(hanging("- ", note))
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
 
 
 def _heading(console: Console, report: Report) -> None:
     target = report.target
-    processes = _count(len(report.processes), "process", "processes")
+    processes = counted(len(report.processes), "process", "processes")
     console.print(
         f"{processes} of {printable(target.release)} {printable(target.arch)}, "
         f"{printable(target.kind)} {printable(target.path)}".rstrip()
@@ -113,7 +113,7 @@ def _completeness(console: Console, complete: Completeness) -> None:
         )
         return
     console.print(
-        f"INCOMPLETE: {_percent(complete.share_unreadable)} could not be read: "
+        f"INCOMPLETE: {percent(complete.share_unreadable)} could not be read: "
         f"{complete.frames_unreadable} of {complete.frames} frames, with "
         f"{complete.mappings_unreadable} of {complete.mappings} candidate pages, and "
         f"{complete.entries_lost} page-table entries. Pages that could not be read are counted "
@@ -121,9 +121,9 @@ def _completeness(console: Console, complete: Completeness) -> None:
         style="bold red",
     )
     for process in complete.processes_lost:
-        console.print(_hanging("  ", f"not evaluated at all: {printable(process)}"))
+        console.print(hanging("  ", f"not evaluated at all: {printable(process)}"))
     for reason, pages in sorted(complete.reasons.items(), key=lambda item: -item[1]):
-        console.print(_hanging("  ", f"{pages} pages: {reason}"))
+        console.print(hanging("  ", f"{pages} pages: {reason}"))
 
 
 def _verdict(console: Console, report: Report) -> None:
@@ -133,7 +133,7 @@ def _verdict(console: Console, report: Report) -> None:
     console.print()
     if savings.frames_merged_now:
         console.print(
-            f"ksmd has run here: {_count(savings.frames_merged_now, 'frame', 'frames')} of these "
+            f"ksmd has run here: {counted(savings.frames_merged_now, 'frame', 'frames')} of these "
             "processes and of those it scans already are KSM pages.",
             style="bold",
         )
@@ -144,7 +144,7 @@ def _verdict(console: Console, report: Report) -> None:
             f"KSM would free nothing {more or 'here'}".rstrip() + f", and cost {cost} of its own."
         )
     else:
-        frames = _count(savings.frames_freed, f"{more}page frame", f"{more}page frames")
+        frames = counted(savings.frames_freed, f"{more}page frame", f"{more}page frames")
         text = (
             f"KSM would free {frames} "
             f"({human_bytes(savings.bytes_freed)}) and cost {cost} of its own: "
@@ -165,14 +165,16 @@ def _verdict(console: Console, report: Report) -> None:
 def _counters(
     console: Console, report: Report, actual: Mapping[str, int] | None, label: str
 ) -> None:
-    _title(console, "/sys/kernel/mm/ksm once settled")
+    title(console, "/sys/kernel/mm/ksm once settled")
     # A target where ksmd never ran has only zeros to show.
     observed = report.observed if any(report.observed.values()) else {}
-    table = _table(("file", False), ("predicted", True), ("", True))
+    table = table_of(("file", False), ("predicted", True), ("", True))
     if observed:
         table.add_column("target now", justify="right")
+        if actual is None:  # both would not fit
+            table.add_column("added", justify="right")
     if actual is not None:
-        table.add_column(_fit(label, 14), justify="right")
+        table.add_column(fit(label, 14), justify="right")
         table.add_column()
     system = report.system
     phases = system.phases or {}
@@ -184,12 +186,15 @@ def _counters(
         size = value if name in _BYTES else value * report.target.page_size
         cells.append(human_bytes(size) if name in _BYTES or name in _PAGES else "")
         if observed:
-            cells.append(_or_dash(observed.get(name) if phase in ("", observed_phase) else None))
+            now = observed.get(name) if phase in ("", observed_phase) else None
+            cells.append(or_dash(now))
+            if actual is None:
+                cells.append("-" if now is None else f"{value - now:+}")
         if actual is not None:
             real = actual.get(name) if phase in ("", actual_phase) else None
-            cells.append(_or_dash(real))
+            cells.append(or_dash(real))
             cells.append("" if real is None else "=" if real == value else "differs")
-        table.add_row(*map(_plain, cells))
+        table.add_row(*map(plain, cells))
 
     counters = system.counters
     for name in (*_ORDER, *sorted(set(counters) - set(_ORDER))):
@@ -203,7 +208,7 @@ def _counters(
     console.print(table)
     if phases:
         console.print(
-            _hanging(
+            hanging(
                 "",
                 "Smart scan skips pages that do not merge in more and more passes: after a pass "
                 "that visits all (scan) the two counters differ from one that skips (skip).",
@@ -220,55 +225,14 @@ def _phase_of(actual: Mapping[str, int], phases: Mapping[str, Phase]) -> str | N
     return None
 
 
-def _timeline(console: Console, passes: tuple[Pass, ...]) -> None:
-    """Counters pass by pass; those that say how ksmd works are left to JSON."""
-    if not passes:
-        return
-    columns = [name for name in _TIMELINE if name in passes[0].counters]
-    _title(console, "After each full scan")
-    table = _table(("pass", True), *((_TIMELINE[name], True) for name in columns), gap=1)
-    for entry in passes:
-        number = str(entry.number) if entry.exact else f"~{entry.number}"
-        table.add_row(number, *(str(entry.counters[name]) for name in columns))
-    console.print(table)
-    if not all(entry.exact for entry in passes):
-        text = (
-            "~ depends on the order of page contents, which this snapshot does not tell: some "
-            "pages may be unshared instead of volatile, or merge a pass early."
-        )
-        console.print(_hanging("", text))
-
-
-def _calm(console: Console, calm: Stillness | None) -> None:
-    if calm is None:
-        return
-    _title(console, f"Over {calm.samples} samples")
-    table = _table(("candidate pages of the last sample", False), ("pages", True), ("", True))
-    for name, pages in (
-        ("calm: equal in every sample", calm.calm),
-        ("changed", calm.changed),
-        ("new since the first sample", calm.new),
-    ):
-        share = _percent(pages / calm.mappings) if calm.mappings else ""
-        table.add_row(*map(_plain, (name, str(pages), share)))
-    console.print(table)
-    text = (
-        f"{calm.fork_shared} mappings share a frame with another: ksmd calls those that it does "
-        "not merge volatile, too, though nothing about them changes."
-    )
-    console.print(_hanging("", text))
-
-
 def _savings(console: Console, report: Report) -> None:
     savings = report.savings
     page_size = report.target.page_size
-    _title(console, "Memory really gained")
-    table = _table(("", False), ("frames", True), ("", True))
+    title(console, "Memory really gained")
+    table = table_of(("", False), ("frames", True), ("", True))
 
     def row(name: str, frames: int | None, size: int) -> None:
-        table.add_row(
-            *map(_plain, (name, "" if frames is None else str(frames), human_bytes(size)))
-        )
+        table.add_row(*map(plain, (name, "" if frames is None else str(frames), human_bytes(size))))
 
     for kind, frames in savings.frames_freed_by.items():
         row("  " + printable(_FREED_BY.get(kind, kind)), frames, frames * page_size)
@@ -285,8 +249,8 @@ def _savings(console: Console, report: Report) -> None:
 def _processes(console: Console, report: Report) -> None:
     if not report.processes:
         return
-    _title(console, "Processes (/proc/PID/ksm_stat), best first")
-    table = _table(
+    title(console, "Processes (/proc/PID/ksm_stat), best first")
+    table = table_of(
         ("pid", True),
         ("comm", False),
         ("ksm_merging\n_pages", True),
@@ -307,14 +271,14 @@ def _processes(console: Console, report: Report) -> None:
         profit = process.ksm_process_profit
         cells = (
             str(process.pid),
-            _fit(printable(process.comm), 15),
+            fit(printable(process.comm), 15),
             str(process.ksm_merging_pages),
-            _or_dash(process.ksm_zero_pages),
+            or_dash(process.ksm_zero_pages),
             "-" if profit is None else human_bytes(profit),
             human_bytes(process.pss_before),
             human_bytes(process.pss_after),
         )
-        table.add_row(*map(_plain, cells))
+        table.add_row(*map(plain, cells))
     console.print(table)
     hidden = len(ranked) - TOP_PROCESSES
     if hidden > 0:
@@ -323,88 +287,28 @@ def _processes(console: Console, report: Report) -> None:
 
 def _ineligible(console: Console, report: Report) -> None:
     if report.ineligible:
-        _title(console, "Not eligible, by reason")
-        table = _table(("reason", False), ("VMAs", True), ("address space", True))
+        title(console, "Not eligible, by reason")
+        table = table_of(("reason", False), ("VMAs", True), ("address space", True))
         for row in report.ineligible:
-            cells = (_fit(printable(row.reason), 50), str(row.vmas), human_bytes(row.bytes))
-            table.add_row(*map(_plain, cells))
+            cells = (fit(printable(row.reason), 50), str(row.vmas), human_bytes(row.bytes))
+            table.add_row(*map(plain, cells))
         console.print(table)
     others = {kind: pages for kind, pages in report.entries.items() if pages}
     candidates = others.pop("candidate", 0)
     if candidates or others:
-        _title(console, "Page-table entries of the eligible VMAs")
-        table = _table(("kind", False), ("pages", True))
+        title(console, "Page-table entries of the eligible VMAs")
+        table = table_of(("kind", False), ("pages", True))
         for kind, pages in (("candidate", candidates), *others.items()):
-            table.add_row(_plain(printable(kind)), _plain(str(pages)))
+            table.add_row(plain(printable(kind)), plain(str(pages)))
         console.print(table)
 
 
 def _settings(console: Console, report: Report) -> None:
     if not report.settings:
         return
-    _title(console, "Settings used")
-    table = _table(("setting", False), ("value", True), ("from", False))
+    title(console, "Settings used")
+    table = table_of(("setting", False), ("value", True), ("from", False))
     for name, setting in report.settings.items():
         cells = (printable(name), str(int(setting.value)), printable(setting.source))
-        table.add_row(*map(_plain, cells))
+        table.add_row(*map(plain, cells))
     console.print(table)
-
-
-def human_bytes(count: int) -> str:
-    """At most nine characters up to a petabyte, two of them the unit's: "41.2 MiB"."""
-    if abs(count) < 1000:
-        return f"{count} B"
-    value = float(count)
-    for unit in ("KiB", "MiB", "GiB", "TiB"):
-        value /= 1024
-        if abs(value) < 999.95:
-            return f"{value:.1f} {unit}"
-    return f"{value / 1024:.1f} PiB"
-
-
-def _percent(share: float) -> str:
-    """Never rounded to 0 or 100 %: those have a meaning of their own."""
-    if 0 < share < 0.0005:
-        return "less than 0.1 %"
-    if 0.9995 <= share < 1:
-        return "more than 99.9 %"
-    return f"{100 * share:.1f} %"
-
-
-def _count(number: int, singular: str, plural: str) -> str:
-    return f"{number} {singular if number == 1 else plural}"
-
-
-def _or_dash(value: int | None) -> str:
-    return "-" if value is None else str(value)
-
-
-def _fit(text: str, width: int) -> str:
-    return text if cell_len(text) <= width else set_cell_size(text, width - 3) + "..."
-
-
-def _plain(cell: str) -> Text:
-    """As Text, which no markup is looked for in."""
-    return Text(cell)
-
-
-def _hanging(start: str, text: str) -> Table:
-    """`text` wrapped beside `start`."""
-    table = Table.grid(padding=0)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    table.add_row(_plain(start), _plain(printable(text)))
-    return table
-
-
-def _table(*columns: tuple[str, bool], gap: int = 2) -> Table:
-    """A borderless table of (heading, numeric) columns."""
-    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="dim")
-    for heading, numeric in columns:
-        table.add_column(_plain(heading), justify="right" if numeric else "left", no_wrap=numeric)
-    return table
-
-
-def _title(console: Console, title: str) -> None:
-    console.print()
-    console.print(title, style="bold")
