@@ -79,7 +79,7 @@ def _work(options: Options, arguments: Sequence[str]) -> None:
         source = options.snapshot
         now = Run(
             version=__version__,
-            drgn=_version_of("drgn") if options.cores else None,
+            drgn=None if source or report.target.kind == "procfs" else _version_of("drgn"),
             command=("ksm-eval", *arguments),
             time=time.time(),
             duration=round(time.monotonic() - started, 3),
@@ -129,9 +129,8 @@ def _one(options: Options, snapshot: Snapshot) -> Report:
 
 
 def _samples(options: Options) -> list[tuple[Target, Snapshot]]:
-    """One sample a vmcore, or of the running kernel, all hashed under one key; the targets
-    stay open."""
-    from ksm_eval.evaluate import collect, open_live, open_target
+    """One sample a vmcore, or of what runs, all hashed under one key; the targets stay open."""
+    from ksm_eval.evaluate import collect
     from ksm_eval.target import Selection
 
     seed = secrets.randbits(64)
@@ -143,15 +142,7 @@ def _samples(options: Options) -> list[tuple[Target, Snapshot]]:
         bar = ProgressBar()
     with bar as progress:
         for core in options.cores or (None,):
-            if core is None:
-                target = open_live(options.via or "auto")
-            else:
-                target = open_target(
-                    core,
-                    symbols=options.symbols,
-                    vmcoreinfo=options.vmcoreinfo,
-                    architecture=options.architecture,
-                )
+            target = _open(options, core)
             snapshot = collect(
                 target,
                 Selection(
@@ -169,6 +160,21 @@ def _samples(options: Options) -> list[tuple[Target, Snapshot]]:
             )
             samples.append((target, snapshot))
     return samples
+
+
+def _open(options: Options, core: Path | None) -> Target:
+    from ksm_eval.evaluate import open_guest, open_live, open_target
+
+    if core is not None:
+        return open_target(
+            core,
+            symbols=options.symbols,
+            vmcoreinfo=options.vmcoreinfo,
+            architecture=options.architecture,
+        )
+    if options.qemu is not None:
+        return open_guest(options.qemu, symbols=options.symbols, vmcoreinfo=options.vmcoreinfo)
+    return open_live(options.via or "auto", symbols=options.symbols)
 
 
 def _overrides(options: Options) -> dict[str, int | bool]:

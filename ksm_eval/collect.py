@@ -33,10 +33,12 @@ from ksm_eval.snapshot import (
 from ksm_eval.sweep import sweep
 from ksm_eval.target import (
     FrameTable,
+    Gone,
     Process,
     Progress,
     Selection,
     Target,
+    TargetInfo,
     Unreadable,
     Vma,
     WalkedVmas,
@@ -49,6 +51,7 @@ class _Walked:
 
     processes: list[Process] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)  # processes that could not be read, and why
+    gone: list[str] = field(default_factory=list)  # those that ended meanwhile
     vmas: list[tuple[int, Vma]] = field(default_factory=list)  # (process row, VMA)
     pfn: list[U64] = field(default_factory=list)
     page: list[U32] = field(default_factory=list)
@@ -102,9 +105,11 @@ def collect(
     processes = target.processes(selection, with_registered=warm)
     walked = _walk(target, processes, mergeable_only, progress)
     if not any(process.selected for process in walked.processes):
-        raise TargetError(
-            f"none of the selected processes can be read: {walked.lost[0]}",
-            "the dump lacks kernel pages; take it with makedumpfile -d 17 or unfiltered",
+        raise _nothing_read(info, walked)
+    if walked.gone:
+        info.notes.append(
+            f"{len(walked.gone)} processes ended while they were read and are left out: "
+            + ", ".join(walked.gone)
         )
     pfn = np.concatenate([np.empty(0, np.uint64), *walked.pfn])
     pfns, row = _distinct(pfn)
@@ -197,6 +202,8 @@ def _walk(
                 vmas = target.vmas(process, mergeable_only=only)
                 scanned = [i for i, vma in enumerate(vmas) if not vma.reason and vma.has_anon]
                 found = target.walk(process, [vmas[i] for i in scanned])
+            except Gone:
+                walked.gone.append(f"{process.pid} ({process.comm})")
             except Unreadable as error:
                 reason = error.reason
             else:
@@ -206,6 +213,15 @@ def _walk(
         if progress is not None:
             progress("walking page tables", done + 1, len(processes))
     return walked
+
+
+def _nothing_read(info: TargetInfo, walked: _Walked) -> TargetError:
+    if not walked.lost:
+        return TargetError("all of the selected processes ended while they were read", "try again")
+    hint = "the dump lacks kernel pages; take it with makedumpfile -d 17 or unfiltered"
+    if info.kind != "vmcore":
+        hint = "run it as root, and while the processes run"
+    return TargetError(f"none of the selected processes can be read: {walked.lost[0]}", hint)
 
 
 def _distinct(pfn: U64) -> tuple[U64, NDArray[np.int64]]:

@@ -26,6 +26,7 @@ __all__ = [
     "evaluate",
     "evaluate_samples",
     "evaluate_snapshot",
+    "open_guest",
     "open_live",
     "open_target",
     "verify_snapshot",
@@ -48,21 +49,39 @@ def open_target(
     )
 
 
-def open_live(via: str = "auto") -> Target:
-    """The running kernel, through /proc. `via`: "auto", "kcore" or "proc".
+def open_live(via: str = "auto", *, symbols: Sequence[Path] = ()) -> Target:
+    """The running kernel. `via`: "kcore" (drgn on /proc/kcore), "proc" (no drgn), or "auto":
+    the first of them that works, with a note if it is the second.
 
-    Raises TargetError if it cannot be read, with what would help.
+    `symbols` are for /proc/kcore, so with them "auto" is "kcore". Raises TargetError if it
+    cannot be read, with what would help.
     """
-    if via == "kcore":
-        raise TargetError("this version does not read /proc/kcore", "use --via proc")
+    why = "as asked"
+    if via != "proc":
+        from ksm_eval.target.kernel import KernelTarget
+        from ksm_eval.target.live import open_kernel
+
+        try:
+            return KernelTarget(open_kernel(symbols=symbols))
+        except TargetError as error:
+            if via == "kcore" or symbols:
+                raise
+            why = error.message
     from ksm_eval.target.procfs import open_proc
 
     target = open_proc()
-    why = "as asked" if via == "proc" else "this version does not read /proc/kcore"
-    if via == "auto" and not Path("/proc/kcore").exists():
-        why = "it has no /proc/kcore"
     target.info.notes.insert(0, f"the running kernel was read through /proc: {why}")
     return target
+
+
+def open_guest(
+    address: str, *, symbols: Sequence[Path] = (), vmcoreinfo: Path | None = None
+) -> Target:
+    """A running QEMU guest by its QMP socket. Raises TargetError if it cannot be used."""
+    from ksm_eval.target.kernel import KernelTarget
+    from ksm_eval.target.live import open_qemu
+
+    return KernelTarget(open_qemu(address, symbols=symbols, vmcoreinfo=vmcoreinfo))
 
 
 def evaluate_snapshot(

@@ -22,7 +22,7 @@ from ksm_eval.snapshot import (
     Snapshot,
     has,
 )
-from ksm_eval.target import Target
+from ksm_eval.target import Target, Unreadable
 
 WINDOW = 64  # bytes
 
@@ -55,7 +55,10 @@ def with_memcmp_order(
     if not needed:
         return frames
     hashes, rows = _one_each(frames)
-    order = memcmp_order(target, frames.pfn[rows])
+    try:
+        order = memcmp_order(target, frames.pfn[rows])
+    except Unreadable:  # a page of a running host went away
+        return frames
     return replace(frames, order=_ranks(frames, hashes, hashes[order]))
 
 
@@ -68,17 +71,18 @@ def common_order(samples: Sequence[tuple[Target, Snapshot]]) -> list[Snapshot]:
     first: dict[int, tuple[Target, int]] = {}
     for target, snapshot in samples:
         hashes, rows = _one_each(snapshot.frames)
-        for key, pfn in zip(hashes.tolist(), snapshot.frames.pfn[rows].tolist(), strict=True):
-            first.setdefault(key, (target, pfn))
+        places = target.places(snapshot.frames.pfn[rows])
+        for key, place in zip(hashes.tolist(), places.tolist(), strict=True):
+            first.setdefault(key, (target, place))
     hashes = np.fromiter(first, np.uint64, len(first))
-    places = list(first.values())
+    sources = list(first.values())
 
     def read(row: int) -> bytes:
-        target, pfn = places[row]
-        return target.read_pages(pfn, 1)
+        target, place = sources[row]
+        return target.read_pages(place, 1)
 
     page_size = samples[0][0].info.page_size if samples else 0
-    ascending = hashes[_sorted(read, len(places), page_size)]
+    ascending = hashes[_sorted(read, len(sources), page_size)]
     return [
         replace(s, frames=replace(s.frames, order=_ranks(s.frames, np.sort(hashes), ascending)))
         for _, s in samples
@@ -105,7 +109,7 @@ def _ranks(frames: Frames, hashes: U64, ascending: U64) -> U32:
 
 def memcmp_order(target: Target, pfns: U64) -> NDArray[np.int64]:
     """The permutation that sorts these frames by their contents as memcmp() does."""
-    numbers = pfns.tolist()
+    numbers = target.places(pfns).tolist()
     return _sorted(lambda row: target.read_pages(numbers[row], 1), len(pfns), target.info.page_size)
 
 

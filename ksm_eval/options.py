@@ -35,6 +35,7 @@ class Options:
     everything: bool
     cores: tuple[Path, ...]
     via: str | None
+    qemu: str | None
     snapshot: Path | None
     symbols: tuple[Path, ...]
     vmcoreinfo: Path | None
@@ -105,7 +106,11 @@ Examples:
 )  # fmt: skip
 @click.option(
     "--via", type=click.Choice(VIAS),
-    help="How to read the running kernel, which is what is read without -c.  [default: auto]",
+    help="How to read the running kernel, the target without -c or --qemu.  [default: auto]",
+)  # fmt: skip
+@click.option(
+    "--qemu", metavar="ADDRESS",
+    help="Read a QEMU guest from outside: path of its QMP socket, or HOST:PORT.",
 )  # fmt: skip
 @_file("--snapshot", help="Evaluate what --save wrote; needs no vmcore.")
 @_file(
@@ -185,6 +190,7 @@ def check(options: Options) -> None:
         collecting = {
             "--core": options.cores,
             "--via": options.via,
+            "--qemu": options.qemu is not None,
             **opening,
             "--pid": options.pids,
             "--children": options.children,
@@ -200,11 +206,24 @@ def check(options: Options) -> None:
         if len(options.cores) > 1:
             one = {"--passes": options.passes, "--save": options.save}
             _refuse(one, "several vmcores", "each of them is one sample and one full scan")
-        if not options.cores:
-            _refuse(opening, "the running kernel", "name a vmcore with -c")
-        else:
-            _refuse({"--via": options.via}, "a vmcore", "it is about the running kernel")
+        _check_target(options)
     _check_outputs(options)
+
+
+def _check_target(options: Options) -> None:
+    """What belongs to another kind of target."""
+    via = {"--via": options.via}
+    if options.cores:
+        _refuse(via, "a vmcore", "it is about the running kernel")
+        _refuse({"--qemu": options.qemu is not None}, "a vmcore", "evaluate one after the other")
+    elif options.qemu is not None:
+        _refuse(via, "--qemu", "it is about the running kernel")
+        _refuse({"--architecture": options.architecture}, "--qemu", "QEMU tells it")
+    else:
+        more = {"--vmcoreinfo": options.vmcoreinfo, "--architecture": options.architecture}
+        _refuse(more, "the running kernel", "name a vmcore with -c")
+        if options.via == "proc":
+            _refuse({"--symbols": options.symbols}, "--via proc", "it needs no symbols")
 
 
 def _refuse(options: Mapping[str, object], beside: str, hint: str) -> None:

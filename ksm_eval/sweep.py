@@ -1,4 +1,4 @@
-"""Read and hash every distinct frame once, in ascending order, in coalesced reads."""
+"""Read and hash every distinct frame once, in the order of their places, in coalesced reads."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class Sweep:
     checksum: U32 | None = None  # as calc_checksum() of mm/ksm.c; 0 where unreadable
 
 
-def _runs(pfns: U64, max_gap: int, max_run: int) -> list[tuple[int, int]]:
-    """[first, last) rows of each read: frames at most `max_gap` apart, `max_run` pages long."""
+def _runs(places: U64, max_gap: int, max_run: int) -> list[tuple[int, int]]:
+    """[first, last) rows of each read: places at most `max_gap` apart, `max_run` pages long."""
     runs = []
-    breaks = np.flatnonzero(np.diff(pfns.view(np.int64)) > max_gap + 1) + 1
-    bounds = [0, *breaks.tolist(), len(pfns)]
+    breaks = np.flatnonzero(np.diff(places.view(np.int64)) > max_gap + 1) + 1
+    bounds = [0, *breaks.tolist(), len(places)]
     for first, last in pairwise(bounds):
         while first < last:
             # A long stretch is cut where its pages, gaps included, fill the buffer.
-            limit = int(np.searchsorted(pfns[first:last], pfns[first] + np.uint64(max_run)))
+            limit = int(np.searchsorted(places[first:last], places[first] + np.uint64(max_run)))
             runs.append((first, first + limit))
             first += limit
     return runs
@@ -46,35 +46,59 @@ def sweep(
     seed: int,
     progress: Progress | None = None,
     *,
-    max_gap: int = MAX_GAP,
+    max_gap: int | None = None,
     max_run: int | None = None,
     checksums: bool = False,
 ) -> Sweep:
     """Hash the frames of `pfns` (ascending, distinct) with XXH3-64 under `seed`.
 
-    `max_gap` and `max_run` are in pages; by default a run is MAX_RUN bytes long.
-    The result does not depend on `max_gap` and `max_run`: a run with a page that
-    cannot be read is read again page by page, so a hole costs only itself.
+    `max_gap` and `max_run` are in pages; by default a run is MAX_RUN bytes long, and gaps are
+    read where the target allows it. The result does not depend on `max_gap` and `max_run`:
+    a run with a page that cannot be read is read again page by page, so a hole costs only
+    itself.
     """
+    places = target.places(pfns)
+    if places is pfns:
+        return _sweep(target, pfns, seed, progress, max_gap, max_run, checksums)
+    order = np.argsort(places, kind="stable")
+    swept = _sweep(target, places[order], seed, progress, max_gap, max_run, checksums)
+    back = np.empty(len(order), np.int64)
+    back[order] = np.arange(len(order))
+    checksum = None if swept.checksum is None else swept.checksum[back]
+    return Sweep(swept.hash[back], swept.flags[back], swept.unreadable, checksum)
+
+
+def _sweep(
+    target: Target,
+    places: U64,
+    seed: int,
+    progress: Progress | None,
+    max_gap: int | None,
+    max_run: int | None,
+    checksums: bool,
+) -> Sweep:
+    """`places` ascending."""
     size = target.info.page_size
+    if max_gap is None:
+        max_gap = MAX_GAP if target.info.read_gaps else 0
     max_run = max_run or MAX_RUN // size
     zero = xxhash.xxh3_64_intdigest(bytes(size), seed)
-    hashes = np.zeros(len(pfns), np.uint64)
-    flags = np.zeros(len(pfns), np.uint8)
+    hashes = np.zeros(len(places), np.uint64)
+    flags = np.zeros(len(places), np.uint8)
     unreadable: Counter[str] = Counter()
     digest = xxhash.xxh3_64_intdigest
-    checksum = np.zeros(len(pfns), np.uint32) if checksums else None
+    checksum = np.zeros(len(places), np.uint32) if checksums else None
     done = 0
-    for first, last in _runs(pfns, max_gap, max_run):
-        low = int(pfns[first])
+    for first, last in _runs(places, max_gap, max_run):
+        low = int(places[first])
         rows = range(first, last)
-        offsets = ((pfns[first:last] - pfns[first]) * np.uint64(size)).tolist()
+        offsets = ((places[first:last] - places[first]) * np.uint64(size)).tolist()
         try:
-            data = memoryview(target.read_pages(low, int(pfns[last - 1]) - low + 1))
+            data = memoryview(target.read_pages(low, int(places[last - 1]) - low + 1))
         except Unreadable:
             for row in rows:
                 try:
-                    page = target.read_pages(int(pfns[row]), 1)
+                    page = target.read_pages(int(places[row]), 1)
                 except Unreadable as error:
                     flags[row] = FrameFlag.UNREADABLE
                     unreadable[error.reason] += 1
@@ -88,7 +112,7 @@ def sweep(
                 checksum[first:last] = [_checksum(data[o : o + size]) for o in offsets]
         done += last - first
         if progress is not None:
-            progress("reading and hashing frames", done, len(pfns))
+            progress("reading and hashing frames", done, len(places))
     readable = ~has(flags, FrameFlag.UNREADABLE)
     mark(flags, readable & (hashes == np.uint64(zero)), FrameFlag.ZERO)
     return Sweep(hashes, flags, dict(unreadable), checksum)

@@ -23,9 +23,7 @@ def main(vmcore: Path) -> None:
     )
     report = evaluate(open_target(vmcore), Selection(pids=tuple(asked)))
     print(to_terminal(report, actual=passes[-1]["ksm"]), end="")
-    freed = (
-        truth["before"]["vmstat"]["nr_anon_pages"] - passes[-1]["vmstat"]["nr_anon_pages"]
-    )
+    freed = truth["before"]["vmstat"]["nr_anon_pages"] - passes[-1]["vmstat"]["nr_anon_pages"]
     print(
         f"\nReally freed in the guest: nr_anon_pages fell by {freed}; "
         f"predicted {report.savings.frames_freed}."

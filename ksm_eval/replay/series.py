@@ -13,7 +13,6 @@ only by searches of their own content, which can leave stable_node_chains and _d
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,11 +29,11 @@ from ksm_eval.replay.contents import (
 from ksm_eval.replay.counters import process_counters
 from ksm_eval.replay.ksmd import Ksmd
 from ksm_eval.replay.rules import Settings
+from ksm_eval.replay.samples import Key, Sample, find, match
 from ksm_eval.replay.state import FREED, NEW, ORDINARY, PassResult
 from ksm_eval.snapshot import (
     I64,
     NO_COMPOUND,
-    U64,
     FrameFlag,
     MappingFlag,
     Snapshot,
@@ -46,31 +45,6 @@ GONE = -3
 
 OUTSIDE = -1
 """Instead of a row in Processes: one that is not in the sample."""
-
-Key = tuple[int, int]
-"""A process: pid and start time."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A process's mappings in one sample, by ascending address. Arrays of one length."""
-
-    address: U64
-    slot: I64  # item of the replay
-    pfn: U64
-    content: I64
-    head: I64  # first PFN of the compound page, -1: in none
-    compound: I64  # of the replay, -1: in none
-
-
-_NOTHING = Sample(
-    np.empty(0, np.uint64),
-    np.empty(0, np.int64),
-    np.empty(0, np.uint64),
-    np.empty(0, np.int64),
-    np.empty(0, np.int64),
-    np.empty(0, np.int64),
-)
 
 
 def simulate_series(snapshots: Sequence[Snapshot], settings: Settings) -> list[PassResult]:
@@ -116,8 +90,6 @@ class Series(Ksmd):
         self.copied: dict[Key, tuple[int, int]] = {}  # counters a process started with (6.1)
         self.last: dict[Key, tuple[int, int]] = {}
 
-    # One sample
-
     def advance(self, snapshot: Snapshot) -> None:
         """The memory is as in `snapshot` now."""
         self.snapshot = snapshot
@@ -137,7 +109,12 @@ class Series(Ksmd):
         heads = np.append(snapshot.compounds.head.astype(np.int64), -1)
         now = Sample(address, np.full(len(row), -1), pfn, content, heads[raw], raw)
 
-        before, own = self._matched(address, pfn, bounds)
+        before, own, parents = match(
+            self.samples, self.keys, snapshot.processes.ppid, address, pfn, bounds
+        )
+        self.parents = parents
+        for key, parent in parents.items():
+            self.copied[key] = self.last[parent]
         source = before.slot >= 0
         same_pfn = source & (before.pfn == pfn)
         same = source & (before.content == content) & (same_pfn | (content >= 0))
@@ -172,56 +149,6 @@ class Series(Ksmd):
         found = np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
         found[has(frames.flags, FrameFlag.UNREADABLE)] = -1
         return found
-
-    def _matched(self, address: U64, pfn: U64, bounds: I64) -> tuple[Sample, NDArray[np.bool_]]:
-        """What was at each address before (`slot` -1: nothing), and whether in this process;
-        else it is its parent's, as the process is new."""
-        count = len(address)
-        found = Sample(
-            address,
-            np.full(count, -1, np.int64),
-            np.zeros(count, np.uint64),
-            np.full(count, -1, np.int64),
-            np.full(count, -1, np.int64),
-            np.full(count, -1, np.int64),
-        )
-        own = np.zeros(count, np.bool_)
-        for number, key in enumerate(self.keys):
-            rows = slice(int(bounds[number]), int(bounds[number + 1]))
-            old = self.samples.get(key)
-            own[rows] = old is not None
-            if old is None:
-                parent = self._parent(number, address[rows], pfn[rows])
-                if parent is None:
-                    continue
-                old = self.samples[parent]
-                self.copied[key] = self.last[parent]
-                self.parents[key] = parent
-            at, hit = find(old.address, address[rows])
-            for name in ("slot", "pfn", "content", "head", "compound"):
-                getattr(found, name)[rows][hit] = getattr(old, name)[at[hit]]
-        return found, own
-
-    def _parent(self, number: int, address: U64, pfn: U64) -> Key | None:
-        """The process of the last sample that this new one was forked from, if any."""
-        ppid = self.snapshot.processes.ppid
-        before = {key[0]: key for key in self.samples}
-        now = {key[0]: row for row, key in enumerate(self.keys)}
-        pid, seen = self.keys[number][0], set[int]()
-        while ppid is not None and pid in now and pid not in seen:
-            seen.add(pid)
-            pid = int(ppid[now[pid]])
-            if pid in before and (pid not in now or self.keys[now[pid]] == before[pid]):
-                return before[pid]
-        # Its parent has exited, or is not selected: then nothing is known of what it inherits.
-        best, most = None, len(address) // 2
-        for key, old in self.samples.items():
-            if ppid is None or key not in self.keys:
-                at, hit = find(old.address, address)
-                common = int((hit & (old.pfn[at] == pfn)).sum()) if len(old.pfn) else 0
-                if common > most:
-                    best, most = key, common
-        return best
 
     def _compounds(
         self,
@@ -400,7 +327,6 @@ class Series(Ksmd):
         """Who maps each THP by PMD, in fork order (6.16 to early 6.19)."""
         for key, parent in self.parents.items():
             self.pte_mapped |= {(c, key) for c, owner in self.pte_mapped if owner == parent}
-        self.parents.clear()
         inside = now.compound >= 0
         huge = has(snapshot.mappings.flags, MappingFlag.HUGE)[inside]
         compound, rows = now.compound[inside], row[inside]
@@ -409,24 +335,25 @@ class Series(Ksmd):
         outside = dict(zip(compound[huge].tolist(), mapcount[huge].tolist(), strict=True))
         self.pmds = {}
         behind: dict[int, int] = {}  # last process that has PTEs
+        by_pmd_last: dict[int, int] = {}  # and that has a PMD in the target
         mappers = np.unique(np.stack((compound, rows, huge), axis=1), axis=0)
         for c, number, by_pmd in mappers.tolist():
             outside[c] = outside.get(c, 0) - by_pmd
+            if by_pmd:
+                by_pmd_last[c] = number
             if by_pmd and (c, self.keys[number]) not in self.pte_mapped:
                 self.pmds.setdefault(c, []).append(number)
             else:
                 behind[c] = number
         for c, count in outside.items():
             found = self.pmds.get(c, [])
-            last = max(found, default=-1)
+            last = max(found, default=by_pmd_last.get(c, -1))
             left = count - self.outside_split.get(c, 0)
             found += [OUTSIDE] * max(left, 0)
-            if last >= 0 and behind.get(c, -1) > last:
+            if found and last >= 0 and behind.get(c, -1) > last:
                 found.append(OUTSIDE)  # never broken: a split succeeds at the last
             if found and not self.split[c]:
                 self.pmds[c] = found
-
-    # One pass
 
     def full_scan(self) -> None:
         self.start_pass()
@@ -456,8 +383,7 @@ class Series(Ksmd):
         found = super().result()
         if self.rules.fork_copies_counters:
             base = np.array([self.copied.get(key, (0, 0)) for key in self.keys], np.int64)
-            base = base.reshape(len(self.keys), 2)
-            ours = found.processes
+            ours, base = found.processes, base.reshape(len(self.keys), 2)
             zero = ours.ksm_zero_pages
             found = PassResult(
                 found.counters,
@@ -472,11 +398,3 @@ class Series(Ksmd):
         pairs = zip(ours.ksm_rmap_items.tolist(), ours.ksm_merging_pages.tolist(), strict=True)
         self.last = dict(zip(self.keys, pairs, strict=True))
         return found
-
-
-def find(ascending: U64, wanted: U64) -> tuple[I64, NDArray[np.bool_]]:
-    """Where each of `wanted` is in `ascending`, and whether it is there at all."""
-    if not len(ascending):
-        return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), np.bool_)
-    at = np.minimum(np.searchsorted(ascending, wanted), len(ascending) - 1)
-    return at, ascending[at] == wanted

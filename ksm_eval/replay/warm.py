@@ -12,7 +12,8 @@ import numpy as np
 from ksm_eval.replay.counters import Counters
 from ksm_eval.replay.rbtree import Node, RedBlackTree
 from ksm_eval.replay.rules import Settings
-from ksm_eval.replay.series import GONE, Series, find
+from ksm_eval.replay.samples import find
+from ksm_eval.replay.series import GONE, Series
 from ksm_eval.replay.stable import Chain
 from ksm_eval.replay.state import IDLE, ORDINARY, ORPHAN, STABLE, UNSTABLE, PassResult
 from ksm_eval.snapshot import I64, FrameFlag, KsmdState, Snapshot

@@ -35,6 +35,7 @@ class PageLayout:
     flags: int
     head: int  # compound_head, compound_info since 7.1
     mapping: int
+    index: int | None
     mapcount: int
     refcount: int
     entire_mapcount: int  # from the head page
@@ -102,6 +103,7 @@ def page_layout(prog: Program) -> PageLayout:
         flags=_required(prog, "struct page", "flags"),
         head=_required(prog, "struct page", "compound_info", "compound_head"),
         mapping=_required(prog, "struct page", "mapping"),
+        index=_offset(prog, "struct page", "__folio_index", "index"),  # renamed in 6.16
         mapcount=_required(prog, "struct page", "_mapcount"),
         refcount=_required(prog, "struct page", "_refcount"),
         entire_mapcount=entire,
@@ -238,6 +240,21 @@ def _swapcache(layout: PageLayout, flags: U64) -> NDArray[np.bool_]:
     """folio_test_swapcache(): PG_swapcache is shared with another bit, so both must be set."""
     both = np.uint64(1 << layout.bits["PG_swapcache"] | 1 << layout.bits["PG_swapbacked"])
     found: NDArray[np.bool_] = (flags & both) == both
+    return found
+
+
+def identities(read: Read, layout: PageLayout, pfns: U64) -> U64:
+    """What tells which page of which process is in each of the ascending `pfns`, shape (n, 3):
+    the compound's head, and its mapping and index. Other words change while a page stays what
+    it is. Frames that cannot be read are zeros."""
+    structs, readable = read_structs(read, layout, pfns)
+    head_of_row = np.where(readable, _heads(layout, pfns, structs), pfns)
+    heads, position = _unique_heads(head_of_row)
+    first, more = read_structs(read, layout, heads)
+    index = heads if layout.index is None else _u64(first, layout.index)
+    words = np.stack([heads, _u64(first, layout.mapping), index], axis=1)
+    found = words[position]
+    found[~(readable & more[position])] = 0
     return found
 
 

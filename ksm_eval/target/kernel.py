@@ -1,10 +1,15 @@
-"""The Target of a drgn Program: a vmcore (and whatever else drgn can open)."""
+"""The Target of a drgn Program: a vmcore, the running kernel, a QEMU guest.
+
+What runs changes while it is read. A process is checked again behind every step, a page when
+its contents have been read: what is no longer what it was is counted, not used.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
-from typing import NamedTuple
+from functools import cached_property, wraps
+from pathlib import Path
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 from drgn import Architecture, FaultError, Object, PlatformFlags, Program
@@ -15,6 +20,7 @@ from ksm_eval.replay.rules import Rules, Settings
 from ksm_eval.snapshot import U64, FrameFlag, has
 from ksm_eval.target import (
     FrameTable,
+    Gone,
     KsmdRecords,
     Process,
     Selection,
@@ -32,12 +38,19 @@ from ksm_eval.target.features import (
     has_member,
     has_symbol,
 )
-from ksm_eval.target.frames import PageLayout, classify, page_layout, read_structs
+from ksm_eval.target.frames import (
+    PageLayout,
+    classify,
+    identities,
+    page_layout,
+    read_structs,
+)
 from ksm_eval.target.ksm_state import Contradiction, read_records
+from ksm_eval.target.pid_ns import translated
 from ksm_eval.target.program import OpenedProgram
 from ksm_eval.target.settings import read_counters, read_settings
 from ksm_eval.target.symbols import vmcoreinfo
-from ksm_eval.target.tasks import select_processes
+from ksm_eval.target.tasks import ATTEMPTS, Handle, select_processes
 from ksm_eval.target.vmas import list_vmas
 
 
@@ -50,6 +63,27 @@ _ARCHITECTURES = {
     Architecture.X86_64: _PerArchitecture(paging_x86.paging, paging_x86.image_to_physical),
     Architecture.AARCH64: _PerArchitecture(paging_arm64.paging, paging_arm64.image_to_physical),
 }
+
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+def _while_there(
+    method: Callable[Concatenate[KernelTarget, _Arguments], _Result],
+) -> Callable[Concatenate[KernelTarget, _Arguments], _Result]:
+    """TargetError instead of whatever comes of a target that has gone (QEMU ended)."""
+
+    @wraps(method)
+    def checked(
+        self: KernelTarget, /, *args: _Arguments.args, **kwargs: _Arguments.kwargs
+    ) -> _Result:
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            self._opened.check_there()
+
+    return checked
 
 
 class KernelTarget:
@@ -79,10 +113,12 @@ class KernelTarget:
             debug_info=opened.debug_info,
             total_ram_pages=_total_ram(prog),
             sizeof=_sizes(prog),
-            boot=_boot(prog),
+            boot=_boot(prog, opened.kind),
             container=opened.container,
             notes=list(opened.notes),
         )
+        # Of a live target, the frames that frames() was asked about and what was in them.
+        self._known: tuple[U64, U64] = (np.empty(0, np.uint64), np.empty((0, 3), np.uint64))
 
     def close(self) -> None:
         """Nothing to do: the Program goes with its last reference."""
@@ -91,25 +127,45 @@ class KernelTarget:
     def _rules(self) -> Rules:
         return detect_rules(self._prog, self.info.notes)
 
+    @_while_there
     def rules(self) -> Rules:
         return self._rules
 
+    @_while_there
     def settings(self) -> tuple[Settings, dict[str, str]]:
         return read_settings(self._prog, self._rules)
 
+    @_while_there
     def counters(self) -> dict[str, int]:
         return read_counters(self._prog)
 
+    @_while_there
     def processes(self, selection: Selection, *, with_registered: bool = False) -> list[Process]:
+        if self._opened.kind == "kernel":
+            selection = translated(self._prog, selection, self.info.notes)
         return select_processes(
             self._prog, selection, self.info.notes, with_registered=with_registered
         )
 
+    @_while_there
     def vmas(self, process: Process, *, mergeable_only: bool) -> list[Vma]:
-        try:
-            return list_vmas(_mm(process), mergeable_only=mergeable_only)
-        except (FaultError, ValueError) as error:
-            raise Unreadable("its VMAs cannot be read") from error
+        for attempt in range(ATTEMPTS if self._opened.live else 1):
+            try:
+                vmas = list_vmas(_mm(process), mergeable_only=mergeable_only)
+            except (FaultError, ValueError) as error:
+                self._check_process(process)
+                if attempt == ATTEMPTS - 1 or not self._opened.live:
+                    raise Unreadable("its VMAs cannot be read") from error
+            else:
+                self._check_process(process)
+                return vmas
+        raise AssertionError
+
+    def _check_process(self, process: Process) -> None:
+        """Gone or Unreadable if it ended, was replaced by another, or started a program."""
+        if self._opened.live and not _handle(process).still_there():
+            reason = "it ended, or started another program, while it was read"
+            raise Unreadable(reason) if _handle(process).explicit else Gone(reason)
 
     @cached_property
     def _paging(self) -> page_table.Paging:
@@ -145,12 +201,16 @@ class KernelTarget:
             )
         return physical // self.info.page_size
 
+    @_while_there
     def walk(self, process: Process, vmas: Sequence[Vma]) -> WalkedVmas:
         try:
             root = virt_to_phys(_mm(process).pgd).value_()
         except FaultError as error:
+            self._check_process(process)
             raise Unreadable("its page tables cannot be found") from error
-        return page_table.walk(self._read_physical, root, vmas, self._layout)
+        walked = page_table.walk(self._read_physical, root, vmas, self._layout)
+        self._check_process(process)
+        return walked
 
     @cached_property
     def _max_pfn(self) -> int:
@@ -158,7 +218,12 @@ class KernelTarget:
         paging = self._paging
         return _first_value(self._prog, "max_pfn") or 1 << paging.physical_bits - paging.page_shift
 
+    @_while_there
     def frames(self, pfns: U64) -> FrameTable:
+        if self._opened.live:
+            valid = pfns[pfns < self._max_pfn]
+            known = identities(self._read_virtual, self._page_layout, valid)
+            self._known = valid, known
         table = classify(self._read_virtual, self._page_layout, pfns, self._max_pfn)
         anonymous = table.candidate
         self._opened.check_user_pages(
@@ -169,6 +234,7 @@ class KernelTarget:
         )
         return table
 
+    @_while_there
     def ksmd(self, processes: Sequence[Process]) -> KsmdRecords | None:
         rows = {int(_mm(process).value_()): row for row, process in enumerate(processes)}
 
@@ -206,6 +272,7 @@ class KernelTarget:
     def places(self, pfns: U64) -> U64:
         return pfns
 
+    @_while_there
     def read_pages(self, place: int, count: int) -> bytes:
         size, pfn = self.info.page_size, place
         reason = self._opened.excluded(pfn * size, count * size)
@@ -215,16 +282,32 @@ class KernelTarget:
             data: bytes = self._prog.read(pfn * size, count * size, True)
         except FaultError as error:
             raise Unreadable(_fault_reason(error)) from None
+        if self._opened.live:
+            self._check_frames(pfn, count)
         return data
 
+    def _check_frames(self, pfn: int, count: int) -> None:
+        """Unreadable if any of these frames has become another page's since frames()."""
+        pfns, known = self._known
+        first, last = np.searchsorted(pfns, np.array([pfn, pfn + count], np.uint64)).tolist()
+        now = identities(self._read_virtual, self._page_layout, pfns[first:last])
+        if not np.array_equal(now, known[first:last]):
+            raise Unreadable("went away while it was read")
 
-def _mm(process: Process) -> Object:
-    assert isinstance(process.handle, Object)
+
+def _handle(process: Process) -> Handle:
+    assert isinstance(process.handle, Handle)
     return process.handle
 
 
-def _boot(prog: Program) -> str:
-    """What VMCOREINFO says of this boot: release, build, KASLR offset."""
+def _mm(process: Process) -> Object:
+    return _handle(process).mm
+
+
+def _boot(prog: Program, kind: str) -> str:
+    """The running kernel's boot_id; else what VMCOREINFO says: release, build, KASLR offset."""
+    if kind == "kernel":
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     found = vmcoreinfo(prog)
     return " ".join(
         found.get(key, "")
@@ -267,13 +350,14 @@ def _sizes(prog: Program) -> dict[str, int]:
 
 
 def _swap_types(prog: Program) -> page_table.SwapTypes:
+    exclusive = enum_value(prog, "PG_anon_exclusive") is not None  # 5.19+, commit 6c287605fd56
+    # Both functions are there with CONFIG_DEVICE_PRIVATE only, as the types are.
     if has_symbol(prog, "make_device_exclusive"):  # 6.15+: one exclusive type
         device = 3
     elif has_symbol(prog, "make_device_exclusive_range"):  # 5.14+, commit b756a3b5e7ea
         device = 4
     else:
-        device = 2 if has_symbol(prog, "migrate_vma_setup") else 0
-    exclusive = enum_value(prog, "PG_anon_exclusive") is not None  # 5.19+, commit 6c287605fd56
+        device = 2 if not exclusive and has_symbol(prog, "migrate_vma_setup") else 0
     return page_table.SwapTypes(
         marker=1 if has_member(prog, "struct mm_struct", "mm_mt") else 0,  # 5.19+, always by 6.2
         device=device,

@@ -136,8 +136,8 @@ def compounds(fd: int, pfns: U64, pages: int) -> tuple[U64, U64]:
     blocks = block[change]
     for begin in range(0, len(blocks), CHUNK // pages):
         part = blocks[begin : begin + CHUNK // pages]
-        every: U64 = part[:, None] * np.uint64(pages) + np.arange(pages, dtype=np.uint64)
-        found = lookup(fd, every.ravel()).reshape(len(part), pages)
+        every = (part[:, None] * np.uint64(pages) + np.arange(pages, dtype=np.uint64)).ravel()
+        found = lookup(fd, every.astype(np.uint64)).reshape(len(part), pages)
         first, count = _extent((found & np.uint64(KPF_TAIL)) != 0)
         rows = slice(*np.searchsorted(row, (begin, begin + len(part))).tolist())
         at = (row[rows] - begin, (pfns[rows] % np.uint64(pages)).astype(np.int64))

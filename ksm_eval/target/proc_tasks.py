@@ -161,7 +161,9 @@ def read_ksm_stat(pid: int) -> KsmStat:
             else:  # ksm_merge_any: yes, ksm_mergeable: yes (6.14+, commit bf4b87e8)
                 yes |= value.strip() == "yes"
         if "ksm_merging_pages" not in observed:
-            observed["ksm_merging_pages"] = int((directory / "ksm_merging_pages").read_text())
+            text = (directory / "ksm_merging_pages").read_text()
+            if text:  # empty: no mm
+                observed["ksm_merging_pages"] = int(text)
     except FileNotFoundError:
         pass
     kept = ("ksm_rmap_items", "ksm_merging_pages", "ksm_zero_pages")

@@ -1,13 +1,13 @@
 """Open a target as a drgn Program: the memory, then the best debug info there is.
 
-open_core() is for vmcores. A live kernel or a QEMU guest differs only in how the Program
-gets its memory: everything from _with_debug_info() on is the same.
+open_core() is for vmcores; live.py has what runs, which differs only in how the Program gets
+its memory: everything from with_debug_info() on is the same.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -34,18 +34,29 @@ _LARGEST_BTF: Final = 256 << 20
 _NOT_IN_ELF: Final = "not in this filtered ELF vmcore"
 
 
+def _always_there() -> None:
+    """A file does not go away."""
+
+
 @dataclass
 class OpenedProgram:
     """A drgn Program whose types, variables and symbols can be used."""
 
     prog: Program
-    kind: str  # "vmcore", later also "kernel", "qemu"
-    path: str
+    kind: str  # "vmcore", "kernel", "qemu"
+    path: str  # or the address of a guest
     debug_info: str  # "DWARF (path)", "BTF + kallsyms", …
     container: str = ""  # "ELF vmcore", "kdump-compressed vmcore, flattened", …
     notes: list[str] = field(default_factory=list)
     holes: Holes = field(default_factory=Holes)
     """Physical memory that reads as zeros without having been zero, for all we know."""
+    check_there: Callable[[], None] = _always_there
+    """Raises TargetError if the target has gone, and with it the sense of what was read."""
+
+    @property
+    def live(self) -> bool:
+        """It runs while it is read: nothing stays as it was."""
+        return self.kind != "vmcore"
 
     def excluded(self, address: int, size: int) -> str:
         """Why physical memory is not what a read would return; "" if it is."""
@@ -97,14 +108,14 @@ def open_core(
     Raises TargetError (one line, a hint) for whatever cannot be opened, and for a kdump
     filtered of user pages, since no question can be answered from it.
     """
-    given = _classify(symbols)
+    given = classify_symbols(symbols)
     container = identify(path)
     if container.excludes_user_pages:
         raise TargetError(
             f"{path} has no user pages: it was made by makedumpfile -d {container.dump_level}",
             "make the dump with makedumpfile -d 17 (or -d 1, or unfiltered)",
         )
-    prog = Program(_platform(container, architecture, path), vmcoreinfo=_read(vmcoreinfo))
+    prog = Program(_platform(container, architecture, path), vmcoreinfo=read_vmcoreinfo(vmcoreinfo))
     try:
         if container.flattened and container.kind == "ELF":
             _set_reassembled(prog, path)
@@ -121,22 +132,23 @@ def open_core(
         prog, "vmcore", str(path), "", container.description, holes=container.holes
     )
     try:
-        opened.debug_info = _with_debug_info(prog, given, opened.notes)
+        opened.debug_info = with_debug_info(prog, given, opened.notes)
     except (drgn.FaultError, drgn.BadDataError) as error:
         raise TargetError(f"cannot make sense of {path}: {error}") from None
     return opened
 
 
 @dataclass(frozen=True)
-class _Given:
+class Given:
     """Files of -s/--symbols."""
 
     vmlinux: Path | None = None
     system_map: Path | None = None
 
 
-def _with_debug_info(prog: Program, given: _Given, notes: list[str]) -> str:
-    """Load what there is, best first; what was loaded, in words."""
+def with_debug_info(prog: Program, given: Given, notes: list[str], btf: Path | None = None) -> str:
+    """Load what there is, best first; what was loaded, in words. `btf`: a file with the
+    kernel's BTF, where there is one; else it is read from the target's memory."""
     if given.vmlinux:
         dwarf.load_given(prog, given.vmlinux)
         return f"DWARF ({given.vmlinux})"
@@ -155,7 +167,8 @@ def _with_debug_info(prog: Program, given: _Given, notes: list[str]) -> str:
             f"System.map ({given.system_map})",
         )
     symbols.install(prog, finder)
-    btf_finder.install(prog, Btf(read_btf(prog)))
+    blob = btf.read_bytes() if btf is not None and btf.exists() else read_btf(prog)
+    btf_finder.install(prog, Btf(blob))
     return f"BTF + {name}"
 
 
@@ -171,11 +184,11 @@ def read_btf(prog: Program) -> bytes:
     try:
         data: bytes = prog.read(start, stop - start)
     except drgn.FaultError as error:
-        raise TargetError(f"the target's BTF is not in the dump: {error.message}", hint) from None
+        raise TargetError(f"the target's BTF cannot be read: {error.message}", hint) from None
     return data
 
 
-def _classify(paths: Sequence[Path]) -> _Given:
+def classify_symbols(paths: Sequence[Path]) -> Given:
     vmlinux = system_map = None
     for path in paths:
         try:
@@ -194,7 +207,7 @@ def _classify(paths: Sequence[Path]) -> _Given:
                 f"{path} is neither a vmlinux (ELF) nor a System.map",
                 "a compressed vmlinuz has no debugging information",
             )
-    return _Given(vmlinux, system_map)
+    return Given(vmlinux, system_map)
 
 
 def _platform(container: Container, architecture: str | None, path: Path) -> Platform | None:
@@ -217,7 +230,7 @@ def _platform(container: Container, architecture: str | None, path: Path) -> Pla
     return Platform(_MACHINES[container.machine])
 
 
-def _read(vmcoreinfo: Path | bytes | None) -> bytes | None:
+def read_vmcoreinfo(vmcoreinfo: Path | bytes | None) -> bytes | None:
     if vmcoreinfo is None or isinstance(vmcoreinfo, bytes):
         return vmcoreinfo
     try:

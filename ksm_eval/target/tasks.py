@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
-from drgn import FaultError, Object, Program
+from drgn import FaultError, Object, Program, ProgramFlags
 from drgn.helpers.linux.cgroup import cgroup_path
 from drgn.helpers.linux.list import list_for_each_entry
 from drgn.helpers.linux.pid import for_each_task
@@ -16,6 +17,35 @@ from ksm_eval.target.selecting import select
 
 INVALID_UID = 0xFFFFFFFF  # include/linux/uidgid.h: for a process whose credentials are not there
 PF_KTHREAD = 0x00200000  # include/linux/sched.h; a macro, so not in debug info
+ATTEMPTS = 5  # of what a running kernel may change while it is read
+
+
+@dataclass(frozen=True)
+class Handle:
+    """What a KernelTarget remembers of a Process."""
+
+    mm: Object
+    task: Object  # the thread that `mm` was found in
+    task_start: int
+    explicit: bool  # selected by its own pid: that it ends meanwhile is an error
+
+    def still_there(self) -> bool:
+        """The same process with the same mm: it has not ended, and no other took its place."""
+        try:
+            return bool(
+                self.task.mm.value_() == self.mm.value_()
+                and _start_time(self.task) == self.task_start
+            )
+        except FaultError:
+            return False
+
+
+def _start_time(task: Object) -> int:
+    """ns since boot."""
+    try:
+        return int(task.start_boottime.value_())  # 5.5+, commit cf25e24db61c
+    except AttributeError:
+        return int(task.real_start_time.value_())
 
 
 @dataclass
@@ -26,6 +56,7 @@ class _Group:
     leader: Object
     pids: list[int]
     mm: Object | None
+    owner: Object  # the task that `mm` is of
     parent: int  # tgid of real_parent
 
     @property
@@ -37,23 +68,34 @@ class _Group:
         return self.mm is not None
 
 
+def _list_groups(prog: Program) -> dict[int, _Group]:
+    groups: dict[int, _Group] = {}
+    for task in for_each_task(prog):
+        tgid = task.tgid.value_()
+        pid = task.pid.value_()
+        group = groups.get(tgid)
+        if group is None:
+            parent = task.real_parent.tgid.value_()
+            groups[tgid] = group = _Group(tgid, task, [], None, task, parent)
+        group.pids.append(pid)
+        if pid == tgid:
+            group.leader = task
+        kernel_thread = task.flags.value_() & PF_KTHREAD
+        if group.mm is None and not kernel_thread:
+            mm = task.mm.read_()
+            if mm.value_():
+                group.mm, group.owner = mm, task
+    return groups
+
+
 def _groups(prog: Program) -> dict[int, _Group]:
     """All thread groups by tgid. A zombie leader's live threads still count."""
-    groups: dict[int, _Group] = {}
+    live = bool(prog.flags & ProgramFlags.IS_LIVE)
+    for _ in range(ATTEMPTS - 1 if live else 0):
+        with suppress(FaultError):  # a task went away while the list was read
+            return _list_groups(prog)
     try:
-        for task in for_each_task(prog):
-            tgid = task.tgid.value_()
-            pid = task.pid.value_()
-            group = groups.get(tgid)
-            if group is None:
-                parent = task.real_parent.tgid.value_()
-                groups[tgid] = group = _Group(tgid, task, [], None, parent)
-            group.pids.append(pid)
-            if pid == tgid:
-                group.leader = task
-            kernel_thread = task.flags.value_() & PF_KTHREAD
-            if group.mm is None and not kernel_thread and task.mm.value_():
-                group.mm = task.mm.read_()
+        return _list_groups(prog)
     except LookupError as error:
         raise TargetError(
             f"the target's symbols or types cannot be used: {error}",
@@ -62,10 +104,11 @@ def _groups(prog: Program) -> dict[int, _Group]:
     except FaultError as error:
         raise TargetError(
             f"the task list cannot be read: {error.message}",
-            "the dump lacks kernel pages: old makedumpfile versions drop too much of new kernels "
-            "with -d 8 and up; take the dump with -d 1 or -d 17",
+            "try again"
+            if live
+            else "the dump lacks kernel pages: old makedumpfile versions drop too much of new "
+            "kernels with -d 8 and up; take the dump with -d 1 or -d 17",
         ) from None
-    return groups
 
 
 def _cgroup_paths(prog: Program) -> Callable[[Object], str]:
@@ -123,14 +166,15 @@ def _observed(mm: Object) -> dict[str, int]:
 
 
 def _process(
-    group: _Group, cgroup: Callable[[Object], str], registered: bool, selected: bool
+    group: _Group,
+    cgroup: Callable[[Object], str],
+    registered: bool,
+    selected: bool,
+    explicit: bool,
 ) -> Process:
     assert group.mm is not None
     leader = group.leader
-    try:
-        start = leader.start_boottime.value_()  # 5.5+, commit cf25e24db61c
-    except AttributeError:
-        start = leader.real_start_time.value_()
+    start = _start_time(leader)
     try:
         uid = leader.real_cred.uid.val.value_()
     except FaultError:
@@ -148,7 +192,7 @@ def _process(
         start_time=start,
         registered=registered,
         observed=observed,
-        handle=group.mm,
+        handle=Handle(group.mm, group.owner, _start_time(group.owner), explicit),
         selected=selected,
         ppid=group.parent,
         unreadable=unreadable,
@@ -167,6 +211,7 @@ def select_processes(
     """
     groups = _groups(prog)
     cgroup = _cgroup_paths(prog)
+    pids = set(selection.pids)
     chosen = select(groups, selection, lambda tgid: cgroup(groups[tgid].leader))
     rank = {mm: position for position, mm in enumerate(_registered_mms(prog, notes))}
     wanted = {mm.value_() for tgid in chosen if (mm := groups[tgid].mm) is not None}
@@ -180,7 +225,14 @@ def select_processes(
         selected = address in wanted
         if not (selected and group.tgid in chosen) and not (with_registered and address in rank):
             continue
-        process = _process(group, cgroup, address in rank, selected)
+        explicit = not pids.isdisjoint(group.pids)
+        try:
+            process = _process(group, cgroup, address in rank, selected, explicit)
+        except FaultError:
+            if not prog.flags & ProgramFlags.IS_LIVE:
+                raise
+            notes.append(f"pid {group.tgid} ended while it was read and is left out")
+            continue
         # CLONE_VM without CLONE_THREAD (vfork): the eldest stands for the mm.
         known = by_mm.get(address)
         if known is None or (process.start_time, process.pid) < (known.start_time, known.pid):

@@ -17,8 +17,9 @@ def _is_dax(vma: Object) -> bool:
 
 
 def list_vmas(mm: Object, *, mergeable_only: bool) -> list[Vma]:
-    """The VMAs of an mm by address. Raises FaultError if the list itself cannot be read."""
-    vmas = []
+    """The VMAs of an mm by address. Raises FaultError if the list itself cannot be read,
+    ValueError if it is none: torn, while the process changes it."""
+    vmas: list[Vma] = []
     for vma in for_each_vma(mm):
         flags = vma.vm_flags.value_()
         try:
@@ -29,10 +30,13 @@ def list_vmas(mm: Object, *, mergeable_only: bool) -> list[Vma]:
             dax = _is_dax(vma)
         except FaultError:
             dax = False  # by far the likelier; pages of a DAX file itself are no candidates
+        start, end = vma.vm_start.value_(), vma.vm_end.value_()
+        if not (vmas[-1].end if vmas else 0) <= start < end:
+            raise ValueError("VMAs out of order")
         vmas.append(
             Vma(
-                start=vma.vm_start.value_(),
-                end=vma.vm_end.value_(),
+                start=start,
+                end=end,
                 flags=flags,
                 name=name,
                 reason=ineligible(flags, dax=dax, mergeable_only=mergeable_only),

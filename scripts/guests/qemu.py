@@ -136,6 +136,7 @@ class Qmp:
                 if time.monotonic() > deadline:
                     raise GuestError("QEMU does not start") from None
                 time.sleep(0.05)
+        self.events: list[str] = []  # names of those that came
         self.file = self.socket.makefile("rw")
         self.file.readline()  # greeting
         self("qmp_capabilities")
@@ -149,6 +150,7 @@ class Qmp:
                 raise GuestError(f"QEMU: {command}: {reply['error']['desc']}")
             if "return" in reply:
                 return reply["return"]
+            self.events.append(reply["event"])
         raise GuestError(f"QEMU ended during {command}")
 
     def close(self) -> None:
@@ -156,7 +158,7 @@ class Qmp:
         self.socket.close()
 
 
-def _command(guest: Guest, initrd: Path, qmp: Path, state: Path | None) -> list[str]:
+def _command(guest: Guest, initrd: Path, sockets: list[Path], state: Path | None) -> list[str]:
     arguments = [
         f"console={guest.platform.console}",
         "quiet",
@@ -167,7 +169,9 @@ def _command(guest: Guest, initrd: Path, qmp: Path, state: Path | None) -> list[
     ]
     command = [guest.platform.qemu, "-accel", "tcg", *guest.platform.options, "-smp", "1"]
     command += ["-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio"]
-    command += ["-device", "vmcoreinfo", "-qmp", f"unix:{qmp},server=on,wait=off"]
+    command += ["-device", "vmcoreinfo"]
+    for path in sockets:
+        command += ["-qmp", f"unix:{path},server=on,wait=off"]
     command += ["-m", str(sum(guest.memory)), "-kernel", os.fspath(guest.kernel)]
     command += ["-initrd", os.fspath(initrd), "-append", " ".join(arguments)]
     if len(guest.memory) > 1:
@@ -198,10 +202,11 @@ class Machine:
     def __init__(self, guest: Guest, state: Path | None = None) -> None:
         self._directory = tempfile.TemporaryDirectory()
         directory = Path(self._directory.name)
+        self.free_qmp = directory / "qmp2"  # for others: a QMP socket serves one client
         initrd = directory / "initrd"
         initrd.write_bytes(initramfs(guest.files))
         self.process = subprocess.Popen(
-            _command(guest, initrd, directory / "qmp", state),
+            _command(guest, initrd, [directory / "qmp", self.free_qmp], state),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

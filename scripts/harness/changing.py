@@ -88,8 +88,8 @@ def _unmap(script: Script) -> None:
             script.each(2, 2, 0, HUGE, UNIQUE * 30)
             script.unmap(2, 3, 0, 80)
         if number == 7:
-            script.map(0, 0, 100)
-            script.each(0, 0, 0, 100, PRELOAD)
+            script.map(0, 0, 100)  # in its place, and no page as it was
+            script.each(0, 0, 0, 100, PRELOAD + 50)
             script.opt_in(0)
         step(script)
 

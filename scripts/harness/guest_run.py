@@ -56,7 +56,7 @@ def compile_init(work: Path) -> bytes:
     return out.read_bytes()
 
 
-def _guest(image: Image, work: Path, *, numa: bool) -> Guest:
+def guest_of(image: Image, work: Path, *, numa: bool) -> Guest:
     # The same addresses in every run: two runs of one script are compared with each other.
     # A busy host makes the kernel's check of the timer fail.
     arguments = ["nokaslr", "norandmaps", "no_timer_check"]
@@ -67,7 +67,7 @@ def _guest(image: Image, work: Path, *, numa: bool) -> Guest:
 _preparing = threading.Lock()
 
 
-def _booted(guest: Guest, image: Image, work: Path) -> tuple[Path, list[str]]:
+def booted(guest: Guest, image: Image, work: Path) -> tuple[Path, list[str]]:
     """The state of this guest when it has booted and waits for a script, and what it said."""
     key = hashlib.sha256(repr((guest, image.path.stat().st_mtime)).encode()).hexdigest()[:16]
     state = work / "harness" / f"{image.kernel.name}-{key}.state"
@@ -84,6 +84,14 @@ def _booted(guest: Guest, image: Image, work: Path) -> tuple[Path, list[str]]:
                 if attempt == 2:
                     raise
     return state, said.read_text().splitlines()
+
+
+def send_script(machine: Machine, script: str) -> None:
+    data = script.encode() + b"\0"
+    for start in range(0, len(data), CHUNK):
+        machine.console.send(data[start : start + CHUNK])
+        if start + CHUNK < len(data):
+            machine.console.wait_for("@more")
 
 
 def run(
@@ -104,16 +112,12 @@ def run(
     booted guest, so two runs of a script see the same memory.
     """
     with _preparing:
-        guest = _guest(image, work, numa=numa)
-        state, boot = _booted(guest, image, work)
+        guest = guest_of(image, work, numa=numa)
+        state, boot = booted(guest, image, work)
     dumps = 0
     with Machine(guest, state) as machine:
         console = machine.console
-        data = (("dumping\n" if dumping else "") + script).encode() + b"\0"
-        for start in range(0, len(data), CHUNK):
-            console.send(data[start : start + CHUNK])
-            if start + CHUNK < len(data):
-                console.wait_for("@more")
+        send_script(machine, ("dumping\n" if dumping else "") + script)
         while console.wait_for("@ready", "@step", "@done") != "@done":
             machine.dump(elf)
             try:

@@ -13,13 +13,17 @@ STEPS = 10
 
 
 class Memory:
-    """Writes a script and knows what each page holds, so that no write changes nothing."""
+    """Writes a script and knows what each page holds, so that no write changes nothing.
+
+    Nor do several: a page that was written between two steps never holds what it did before.
+    """
 
     def __init__(self, script: Script, random: Random, *, same_content: bool) -> None:
         self.script = script
         self.random = random
         self.same_content = same_content
         self.pages: dict[int, dict[tuple[int, int], int | None]] = {}  # process -> page -> content
+        self.before: dict[int, dict[tuple[int, int], int | None]] = {}  # the same at the last step
         self.unique = UNIQUE
         self.pool = random.choice((10, 40, 120))
         self.next_region = 0
@@ -35,14 +39,14 @@ class Memory:
         return POOL + int(self.pool * self.random.random() ** 2)
 
     def write(self, process: int, region: int, page: int, pages: int) -> None:
-        known = self.pages[process]
+        known, before = self.pages[process], self.before.get(process, {})
         at, end = page, page + pages
         while at < end:
             content = self.content()
             length = 0
             while at + length < end and length < 12:
                 key = (region, at + length)
-                if key not in known or known[key] == content:
+                if key not in known or content in (known[key], before.get(key)):
                     break
                 known[key] = content
                 length += 1
@@ -82,6 +86,7 @@ class Memory:
         else:
             self.script.fork(parent, number)
             self.pages[number] = dict(self.pages[parent])
+            self.before[number] = dict(self.before.get(parent, {}))
 
     def some_range(self, process: int) -> tuple[int, int, int] | None:
         if not self.pages[process]:
@@ -144,6 +149,7 @@ def _write(script: Script, seed: int, *, smart_scan: bool, same_content: bool) -
             script.exit(random.choice(script.processes))
         script.sleep(1200)
         script.step()
+        memory.before = {process: dict(pages) for process, pages in memory.pages.items()}
 
 
 def workload(seed: int, *, smart_scan: bool, same_content: bool) -> Workload:

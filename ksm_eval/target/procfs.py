@@ -1,0 +1,389 @@
+"""The Target of the running kernel through /proc: no /proc/kcore, no drgn.
+
+Only pages that are present are read, from the process itself: nothing is faulted in, no
+THP is split. What /proc does not tell is said in `info.notes`.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ksm_eval.errors import TargetError
+from ksm_eval.replay.rules import Rules, Settings
+from ksm_eval.snapshot import I64, U8, U16, U32, U64, Entry, FrameFlag, MappingFlag, mark
+from ksm_eval.target import (
+    FrameTable,
+    Gone,
+    KsmdRecords,
+    Process,
+    Selection,
+    TargetInfo,
+    Unreadable,
+    Vma,
+    WalkedVmas,
+    proc_pages,
+)
+from ksm_eval.target.proc_maps import VM_EXEC, VM_READ, VM_WRITE, dax_devices, parse_smaps
+from ksm_eval.target.proc_nodes import nodes
+from ksm_eval.target.proc_rules import (
+    Sysfs,
+    detect_rules,
+    read_names,
+    read_sysfs,
+    record_sizes,
+    swap_types,
+)
+from ksm_eval.target.proc_tasks import PROC, ProcGroup, select_processes
+
+PAGE_BITS = 45  # of a page number: 57-bit addresses, pages of 4 KiB
+PAGE_MASK = (1 << PAGE_BITS) - 1
+
+
+@dataclass
+class _Opened:
+    """One process being read. The two files stay with its mm whatever becomes of the pid."""
+
+    process: Process
+    mem: int
+    pagemap: int
+    page: U64  # page number (address / page size) of each mapping
+    pfn: U64
+    exclusive: NDArray[np.bool_]  # the frame's only mapping
+    huge: NDArray[np.bool_]
+
+
+class ProcTarget:
+    """The running kernel. Raises TargetError where /proc does not tell enough."""
+
+    def __init__(self) -> None:
+        self._page_size = os.sysconf("SC_PAGE_SIZE")
+        notes: list[str] = []
+        self._names, source = read_names(notes)
+        self._kpageflags, self._kpagecount = _open_page_files(self._page_size)
+        self._rules = detect_rules(self._names, notes)
+        self._sysfs: Sysfs = read_sysfs(self._rules)
+        self._regions = proc_pages.Regions(self._page_size)
+        self._opened: list[_Opened] = []
+        # Frame -> where to read it: ascending PFNs, and for each the number of its place.
+        self._pfns: U64 = np.empty(0, np.uint64)
+        self._places: U64 = np.empty(0, np.uint64)
+        self._by_place: I64 = np.empty(0, np.int64)
+        uname = os.uname()
+        notes.append(
+            "read through /proc: pages that are pinned (O_DIRECT, io_uring, vfio) cannot be told "
+            "and are taken for pages that merge"
+        )
+        self.info = TargetInfo(
+            kind="procfs",
+            path="",
+            release=uname.release,
+            arch=platform.machine(),
+            page_size=self._page_size,
+            debug_info=source,
+            total_ram_pages=_total_ram(self._page_size),
+            sizeof=record_sizes(self._names),
+            boot=_boot_id(),
+            read_gaps=False,
+            notes=notes,
+        )
+        _allow_open_files()
+
+    def close(self) -> None:
+        for opened in self._opened:
+            os.close(opened.mem)
+            os.close(opened.pagemap)
+        self._opened = []
+        for fd in (self._kpageflags, self._kpagecount):
+            if fd >= 0:
+                os.close(fd)
+        self._kpageflags = self._kpagecount = -1
+
+    def rules(self) -> Rules:
+        return self._rules
+
+    def settings(self) -> tuple[Settings, dict[str, str]]:
+        return self._sysfs.settings, self._sysfs.source
+
+    def counters(self) -> dict[str, int]:
+        return dict(self._sysfs.counters)
+
+    def processes(self, selection: Selection, *, with_registered: bool = False) -> list[Process]:
+        return select_processes(selection, self.info.notes, with_registered=with_registered)
+
+    @cached_property
+    def _dax(self) -> frozenset[str]:
+        return dax_devices(PROC / "self" / "mountinfo")
+
+    def vmas(self, process: Process, *, mergeable_only: bool) -> list[Vma]:
+        group = _group(process)
+        try:
+            raw = (PROC / str(group.task) / "smaps").read_bytes()
+            text = raw.decode("utf-8", "backslashreplace")
+            vmas = parse_smaps(text, mergeable_only=mergeable_only, dax_devices=self._dax)
+        except OSError as error:
+            raise _ended(group, error) from error
+        except ValueError as error:
+            raise Unreadable("its VMAs cannot be read") from error
+        if not group.still_there():
+            raise _ended(group)
+        return vmas
+
+    def walk(self, process: Process, vmas: Sequence[Vma]) -> WalkedVmas:
+        group = _group(process)
+        mem = pagemap = -1
+        try:
+            # Both files belong to the mm that the task has when they are opened.
+            pagemap = os.open(PROC / str(group.task) / "pagemap", os.O_RDONLY | os.O_CLOEXEC)
+            mem = os.open(PROC / str(group.task) / "mem", os.O_RDONLY | os.O_CLOEXEC)
+            walked, exclusive = self._walk(pagemap, vmas)
+            if not group.still_there():
+                raise _ended(group)
+        except (OSError, Unreadable) as error:
+            for fd in (mem, pagemap):
+                if fd >= 0:
+                    os.close(fd)
+            if isinstance(error, OSError):
+                raise _ended(group, error) from error
+            raise
+        first = np.array([vma.start // self._page_size for vma in vmas], np.uint64)
+        page = np.repeat(first, np.diff(walked.offset)) + walked.page
+        huge = (walked.flags & MappingFlag.HUGE) != 0
+        self._opened.append(_Opened(process, mem, pagemap, page, walked.pfn, exclusive, huge))
+        return walked
+
+    def _walk(self, fd: int, vmas: Sequence[Vma]) -> tuple[WalkedVmas, NDArray[np.bool_]]:
+        kinds = swap_types(self._names).entry_of_type()
+        entries = np.zeros((len(vmas), len(Entry)), np.uint32)
+        parts: list[tuple[U64, U32, U8]] = []  # pagemap entries of candidates, page, flags
+        counts = []
+        for row, vma in enumerate(vmas):
+            found = 0
+            start = vma.start // self._page_size
+            regions = list(self._regions.populated(fd, vma.start, vma.end))
+            for first, last in proc_pages.joined(regions):
+                raw = proc_pages.read_entries(fd, first, last)
+                present = (raw & np.uint64(proc_pages.PM_PRESENT)) != 0
+                file = (raw & np.uint64(proc_pages.PM_FILE)) != 0
+                swap = raw[~present & ((raw & np.uint64(proc_pages.PM_SWAP)) != 0)]
+                kind = kinds[(swap & np.uint64(31)).astype(np.intp)]
+                entries[row] += np.bincount(kind, minlength=len(Entry)).astype(np.uint32)
+                entries[row, Entry.FILE] += np.uint32((present & file).sum())
+                rows = np.flatnonzero(present & ~file)
+                flags = np.zeros(len(raw), np.uint8)
+                if not vma.flags & (VM_READ | VM_WRITE | VM_EXEC):
+                    flags |= np.uint8(MappingFlag.PROT_NONE)
+                for begin, end, huge in regions:
+                    if huge and end > first and begin < last:
+                        flags[max(begin - first, 0) : end - first] |= np.uint8(MappingFlag.HUGE)
+                parts.append((raw[rows], (rows + (first - start)).astype(np.uint32), flags[rows]))
+                found += len(rows)
+            counts.append(found)
+        raw = np.concatenate([np.empty(0, np.uint64), *(part[0] for part in parts)])
+        pfn = raw & np.uint64(proc_pages.PM_PFN)
+        exclusive = (raw & np.uint64(proc_pages.PM_EXCLUSIVE)) != 0
+        walked = WalkedVmas(
+            offset=np.concatenate(([0], np.cumsum(counts))).astype(np.int64),
+            pfn=pfn,
+            page=np.concatenate([np.empty(0, np.uint32), *(part[1] for part in parts)]),
+            flags=np.concatenate([np.empty(0, np.uint8), *(part[2] for part in parts)]),
+            entries=entries,
+        )
+        return walked, exclusive
+
+    def frames(self, pfns: U64) -> FrameTable:
+        flags = proc_pages.lookup(self._kpageflags, pfns)
+        entry = np.full(len(pfns), int(Entry.SPECIAL), np.uint8)
+        entry[(flags & np.uint64(proc_pages.KPF_ANON)) != 0] = Entry.CANDIDATE
+        entry[(flags & np.uint64(proc_pages.KPF_ZERO_PAGE)) != 0] = Entry.ZERO_PAGE
+        candidate = entry == Entry.CANDIDATE
+        frame_flags = np.zeros(len(pfns), np.uint8)
+        mark(frame_flags, (flags & np.uint64(proc_pages.KPF_KSM)) != 0, FrameFlag.KSM)
+        mark(frame_flags, (flags & np.uint64(proc_pages.KPF_SWAPCACHE)) != 0, FrameFlag.SWAPCACHE)
+        exclusive = self._place(pfns)
+        mapcount = np.ones(len(pfns), np.uint32)
+        several = np.flatnonzero(candidate & ~exclusive)
+        counted = proc_pages.lookup(self._kpagecount, pfns[several])
+        mapcount[several] = np.minimum(counted, np.uint64(0xFFFFFFFF)).astype(np.uint32)
+        head = pfns.copy()
+        pages = np.ones(len(pfns), np.uint32)
+        large = np.flatnonzero(candidate & ((flags & np.uint64(proc_pages.KPF_THP)) != 0))
+        pmd_pages = self._page_size // 8  # HPAGE_PMD_NR: a table of 8-byte entries
+        head[large], pages[large] = proc_pages.compounds(self._kpageflags, pfns[large], pmd_pages)
+        whole = self._pmd_mappings(pfns, head, mapcount)
+        self._check_thps(len(large))
+        return FrameTable(
+            candidate=candidate,
+            flags=frame_flags,
+            entry=entry,
+            mapcount=mapcount,
+            node=self._nodes(pfns),
+            head=head,
+            head_pages=pages,
+            head_pinned=np.zeros(len(pfns), np.bool_),
+            head_pmd_mapcount=whole,
+        )
+
+    def _place(self, pfns: U64) -> NDArray[np.bool_]:
+        """Note where to read each frame: in the first mapping of the scan order. Returns which
+        frames have one mapping only."""
+        places = np.zeros(len(pfns), np.uint64)
+        exclusive = np.zeros(len(pfns), np.bool_)
+        for slot in range(len(self._opened) - 1, -1, -1):
+            opened = self._opened[slot]
+            rows = np.searchsorted(pfns, opened.pfn)[::-1]  # of a repeated row the last one stays
+            places[rows] = (opened.page | np.uint64(slot << PAGE_BITS))[::-1]
+            exclusive[rows] = opened.exclusive[::-1]
+        self._pfns, self._places = pfns, places
+        self._by_place = np.argsort(places, kind="stable")
+        return exclusive
+
+    def _pmd_mappings(self, pfns: U64, head: U64, mapcount: U32) -> U32:
+        """Of each frame's compound, mappings by PMD. Those of others than were walked are taken
+        to be by PMD where these are."""
+        mine = np.zeros(len(pfns), np.int64)
+        by_pmd = np.zeros(len(pfns), np.int64)
+        for opened in self._opened:
+            rows = np.searchsorted(pfns, opened.pfn)
+            np.add.at(mine, rows, 1)
+            np.add.at(by_pmd, rows[opened.huge], 1)
+        others = np.maximum(mapcount.astype(np.int64) - mine, 0)
+        whole = np.where(by_pmd > 0, by_pmd + others, 0)
+        # Any page of it that was walked stands for all: the largest.
+        first = np.ones(len(head), np.bool_)
+        first[1:] = head[1:] != head[:-1]
+        if not len(head):
+            return np.zeros(0, np.uint32)
+        most = np.maximum.reduceat(whole, np.flatnonzero(first)).astype(np.uint32)
+        found: U32 = most[np.cumsum(first) - 1]
+        return found
+
+    def _check_thps(self, large: int) -> None:
+        if large and not self._regions.works:
+            self.info.notes.append(
+                "this kernel (before 6.7) does not tell through /proc which THPs are mapped as a "
+                "whole"
+            )
+
+    def _nodes(self, pfns: U64) -> U16:
+        if self._sysfs.settings.merge_across_nodes:
+            return nodes(pfns, self._page_size, [])
+        return nodes(pfns, self._page_size, self.info.notes)
+
+    def ksmd(self, processes: Sequence[Process]) -> KsmdRecords | None:
+        del processes
+        self.info.notes.append(
+            "ksmd has worked on this host and its own records cannot be read through /proc"
+        )
+        return None
+
+    def places(self, pfns: U64) -> U64:
+        """Of frames() before: process and page number, in one number."""
+        return self._places[np.searchsorted(self._pfns, pfns)]
+
+    def read_pages(self, place: int, count: int) -> bytes:
+        opened = self._opened[place >> PAGE_BITS]
+        page = place & PAGE_MASK
+        at = int(np.searchsorted(self._places, np.uint64(place), sorter=self._by_place))
+        expected = self._pfns[self._by_place[at : at + count]]
+        size = count * self._page_size
+        try:
+            # A page that went away must not be brought back by reading it.
+            now = proc_pages.read_entries(opened.pagemap, page, page + count)
+            present = (now & np.uint64(proc_pages.PM_PRESENT)) != 0
+            same = (now & np.uint64(proc_pages.PM_PFN)) == expected
+            if len(now) < count or not bool((present & same).all()):
+                raise Unreadable("went away while it was read")
+            data = os.pread(opened.mem, size, page * self._page_size)
+        except OSError as error:
+            raise Unreadable(f"read error ({error.strerror})") from error
+        if len(data) < size:
+            raise Unreadable("went away while it was read")
+        return data
+
+
+def open_proc() -> ProcTarget:
+    """The running kernel through /proc. Raises TargetError, with the command that would work."""
+    return ProcTarget()
+
+
+def _group(process: Process) -> ProcGroup:
+    assert isinstance(process.handle, ProcGroup)
+    return process.handle
+
+
+def _ended(group: ProcGroup, error: OSError | None = None) -> Unreadable:
+    """Why a process cannot be read (any more)."""
+    if error is not None and group.still_there():
+        if isinstance(error, PermissionError):
+            return Unreadable("no permission to read it (CAP_SYS_PTRACE)")
+        return Unreadable(f"it cannot be read: {error.strerror}")
+    reason = "it ended, or started another program, while it was read"
+    return Unreadable(reason) if group.explicit else Gone(reason)
+
+
+def _open_page_files(page_size: int) -> tuple[int, int]:
+    """kpageflags and kpagecount; TargetError if these or page frame numbers are not for us."""
+    hint = (
+        "run it as root: sudo ksm-eval …; in a container it needs the host's pid and user "
+        "namespaces, CAP_SYS_ADMIN and CAP_SYS_PTRACE"
+    )
+    opened: list[int] = []
+    try:
+        try:
+            page = id(opened) // page_size  # this list is in memory
+            with (PROC / "self" / "pagemap").open("rb", buffering=0) as pagemap:
+                entry = int(proc_pages.read_entries(pagemap.fileno(), page, page + 1)[0])
+            for name in ("kpageflags", "kpagecount"):
+                opened.append(os.open(PROC / name, os.O_RDONLY | os.O_CLOEXEC))
+        except FileNotFoundError as error:
+            raise TargetError(
+                f"{error.filename} does not exist",
+                "the kernel must have CONFIG_PROC_PAGE_MONITOR; else evaluate a vmcore with -c",
+            ) from error
+        except OSError as error:
+            raise TargetError(
+                f"{error.filename or '/proc/self/pagemap'} cannot be read: {error.strerror}", hint
+            ) from error
+        if not entry & proc_pages.PM_PFN:
+            raise TargetError(
+                "page frame numbers are hidden (no CAP_SYS_ADMIN): which pages are shared since "
+                "fork cannot be told",
+                hint,
+            )
+    except BaseException:
+        for fd in opened:
+            os.close(fd)
+        raise
+    return opened[0], opened[1]
+
+
+def _boot_id() -> str:
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""
+
+
+def _total_ram(page_size: int) -> int:
+    """Pages of RAM the kernel manages, 0 if unknown."""
+    with suppress(OSError, ValueError):
+        for line in (PROC / "meminfo").read_text().split("\n"):
+            if line.startswith("MemTotal:"):
+                return int(line.split()[1]) * 1024 // page_size
+    return 0
+
+
+def _allow_open_files() -> None:
+    """Two files stay open for each process."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
