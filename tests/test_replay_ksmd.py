@@ -437,6 +437,20 @@ def test_nothing_selected() -> None:
     assert replay.passes[-1].counters.general_profit == 0
 
 
+def test_counters_inside_a_pass() -> None:
+    """Three equal pages in one process, then a unique one: pass 2, page by page."""
+    builder = Builder(rules=KERNEL_6_12)
+    builder.process(*(builder.frame(content) for content in "XXXY"))
+    seen = []
+    for scanned in (1, 2, 3, 4):
+        cut = simulate(builder.build(), Settings(), 1, cut=scanned).cut
+        assert cut is not None
+        counters = cut.counters
+        assert (counters.full_scans, counters.pages_scanned) == (1, 4 + scanned)
+        seen.append((counters.pages_shared, counters.pages_sharing, counters.pages_unshared))
+    assert seen == [(0, 0, 1), (1, 1, 0), (1, 2, 0), (1, 2, 1)]
+
+
 @pytest.mark.parametrize(("batch", "held"), [(31, 15), (15, 0), (0, 0)])
 def test_pages_that_left_an_mlocked_vma(batch: int, held: int) -> None:
     """30 pages shared by three processes, mlocked in the first, merge with pages that are

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 import ksm_eval.report
+from ksm_eval.report.blocks import human_bytes
 from ksm_eval.report.model import (
     Completeness,
     Ineligible,
@@ -30,7 +31,7 @@ from ksm_eval.report.model import (
 )
 from ksm_eval.report.text import encodable, printable
 from ksm_eval.report.to_json import to_json
-from ksm_eval.report.to_terminal import human_bytes, to_terminal
+from ksm_eval.report.to_terminal import to_terminal
 
 SCHEMA = json.loads((Path(ksm_eval.report.__path__[0]) / "schema.json").read_text())
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ksm_eval.replay.contents import REMAPPED, ZERO_PAGE
 from ksm_eval.replay.rbtree import Node, RedBlackTree
@@ -41,10 +41,13 @@ class Replay:
     outcome: Outcome
     split_failures: int  # attempts to split a compound page in vain
     inexact: list[int]  # passes that needed the order of the contents, which is not known
+    cut: PassResult | None = None  # inside the pass that follows
 
 
-def simulate(snapshot: Snapshot, settings: Settings, passes: int) -> Replay:
+def simulate(snapshot: Snapshot, settings: Settings, passes: int, cut: int = 0) -> Replay:
     """Run ksmd over a memory that stands still.
+
+    `cut`: also the counters when so many pages (pages_scanned) of the next pass were visited.
 
     Frames that are KSM pages already are stable nodes with all their selected mappings
     attached; rmap_items of other mappings start anew. Raises TargetError if the outcome
@@ -61,7 +64,13 @@ def simulate(snapshot: Snapshot, settings: Settings, passes: int) -> Replay:
         results.append(ksmd.result())
         if ksmd.shape_unknown == ksmd.passes:
             inexact.append(number)
-    return Replay(results, ksmd.outcome(), ksmd.split_failures, inexact)
+    outcome, failures = ksmd.outcome(), ksmd.split_failures
+    inside = None
+    if cut:
+        ksmd.part_of_a_scan(cut)
+        result = ksmd.result()
+        inside = replace(result, counters=replace(result.counters, full_scans=passes))
+    return Replay(results, outcome, failures, inexact, inside)
 
 
 class Ksmd(State):
@@ -81,6 +90,16 @@ class Ksmd(State):
         self.scan(self.visits[start:])
         if self.counter_pass == self.passes and FREED in self.state:
             self.visits = [i for i in self.visits if self.state[i] != FREED]
+
+    def part_of_a_scan(self, pages: int) -> None:
+        """A pass up to its `pages`th page that is scanned, not skipped: as much as
+        ksm_do_scan(pages) does of it. The pass cannot be finished afterwards."""
+        self.start_pass()
+        end = self.scanned + pages
+        for item in self.visits:
+            if self.scanned == end:
+                break
+            self.scan((item,))
 
     def start_pass(self) -> None:
         """The unstable trees are emptied; items keep their state until their next visit."""

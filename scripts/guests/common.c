@@ -171,6 +171,10 @@ void quiet_kernel(void)
 	must_write(THP "defrag", "madvise");
 	must_write(THP "use_zero_page", "1");
 	must_write(THP "khugepaged/scan_sleep_millisecs", "100000000");
+	/* It wakes up all the same when a first process advises MADV_HUGEPAGE. */
+	must_write(THP "khugepaged/max_ptes_none", "0");
+	must_write(THP "khugepaged/max_ptes_swap", "0");
+	write_file(THP "khugepaged/max_ptes_shared", "0"); /* 5.8+ */
 	write_file("/proc/sys/vm/compaction_proactiveness", "0"); /* 5.9+, CONFIG_COMPACTION */
 }
 

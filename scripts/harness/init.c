@@ -19,6 +19,7 @@
 #include <sys/sysmacros.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <sys/wait.h>
 #include <termios.h>
 #include <unistd.h>
 
@@ -96,6 +97,25 @@ static void splice_pages(char *start, long pages)
 		die("vmsplice");
 }
 
+/* Until the guest ends: processes that come and go, and each maps, writes and unmaps. */
+static void storm(void)
+{
+	if (fork())
+		return;
+	for (int i = 0;; i++) {
+		char *start;
+
+		usleep(500);
+		if (fork())
+			continue;
+		start = mmap(NULL, 64 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		fill_each(start, 64, i);
+		munmap(start + 16 * PAGE, 16 * PAGE);
+		usleep(5000);
+		_exit(0);
+	}
+}
+
 static void must(int failed, const struct command *c)
 {
 	if (failed)
@@ -147,6 +167,8 @@ static void carry_out(const struct command *c)
 		opt_in();
 	else if (is(c, "optout"))
 		opt_out();
+	else if (is(c, "storm"))
+		storm();
 	else if (is(c, "rehearse"))
 		rehearse_opt_in();
 	else if (!is(c, "nop"))
@@ -252,22 +274,29 @@ static void make_data_file(void)
 	close(fd);
 }
 
-/* mkswap and swapon for a block device. */
-static void swap_on(const char *name)
+static void make_node(const char *device, const char *name)
 {
-	char path[64], *page = calloc(1, PAGE);
+	char path[64];
 	unsigned major, minor;
-	long long sectors;
-	int fd;
 
 	snprintf(path, sizeof(path), "/sys/block/%s/dev", name);
 	if (read_file(path) < 0 || sscanf(text, "%u:%u", &major, &minor) != 2)
 		die("%s", path);
+	if (mknod(device, S_IFBLK | 0600, makedev(major, minor)))
+		die("mknod");
+}
+
+/* mkswap and swapon for a block device. */
+static void swap_on(const char *name)
+{
+	char path[64], *page = calloc(1, PAGE);
+	long long sectors;
+	int fd;
+
+	make_node("/swap", name);
 	snprintf(path, sizeof(path), "/sys/block/%s/size", name);
 	read_file(path);
 	sectors = atoll(text);
-	if (mknod("/swap", S_IFBLK | 0600, makedev(major, minor)))
-		die("mknod");
 	memcpy(page + PAGE - 10, "SWAPSPACE2", 10);
 	((uint32_t *)page)[256] = 1; /* version */
 	((uint32_t *)page)[257] = sectors / 8 - 1; /* last page */
@@ -277,6 +306,40 @@ static void swap_on(const char *name)
 	if (swapon("/swap", 0))
 		die("swapon");
 	must_write("/proc/sys/vm/page-cluster", "0");
+}
+
+static void mount_disk(void)
+{
+	make_node("/vda", "vda");
+	mkdir("/disk", 0755);
+	if (mount("/vda", "/disk", "ext4", MS_RDONLY, "") || mount("/proc", "/disk/proc", "", MS_BIND, "") ||
+	    mount("/sys", "/disk/sys", "", MS_BIND, ""))
+		die("/disk");
+}
+
+/* A program of the disk: [NAME=VALUE …] PATH [ARGUMENT …]. */
+static void run_program(char *words)
+{
+	char *argv[64], **program = argv;
+	int count = 0, status;
+	pid_t pid;
+
+	for (char *word = strtok(words, " "); word && count < 63; word = strtok(NULL, " "))
+		argv[count++] = word;
+	argv[count] = NULL;
+	signal(SIGCHLD, SIG_DFL);
+	pid = fork();
+	if (pid == 0) {
+		for (; *program && **program != '/'; program++)
+			putenv(*program);
+		if (chroot("/disk") || chdir("/"))
+			_exit(126);
+		execv(*program, program);
+		_exit(127);
+	}
+	waitpid(pid, &status, 0);
+	signal(SIGCHLD, SIG_IGN);
+	printf("@ran %d\n", WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status));
 }
 
 static int running(int *pids)
@@ -369,6 +432,10 @@ static void carry_out_script(char *script)
 				printf("@skip no zram or brd for swap\n@done\n");
 				return;
 			}
+		} else if (!strcmp(name, "disk")) {
+			mount_disk();
+		} else if (!strcmp(name, "run")) {
+			run_program(rest);
 		} else if (!strcmp(name, "start")) {
 			start(atoi(rest));
 		} else if (!strcmp(name, "ready")) {

@@ -21,11 +21,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "guests"))
 
-import guest_run  # noqa: E402
-from kernels import Image, KernelError, find, image  # noqa: E402
-from qemu import GuestError, Machine  # noqa: E402
-from script import Script  # noqa: E402
-from workloads import STATIC  # noqa: E402
+import guest_run
+from kernels import Image, KernelError, find, image
+from qemu import GuestError, Machine
+from script import Script
+from workloads import STATIC
 
 FW_CFG = "qemu_fw_cfg"  # by which the guest tells QEMU where its VMCOREINFO is
 # The workload's processes are the guest's only ones with user memory; PID 1 does not opt in.
@@ -45,8 +45,9 @@ def with_fw_cfg(found: Image) -> Image:
 def script_of(workload: str) -> str:
     (chosen,) = (candidate for candidate in STATIC if candidate.name == workload)
     script = Script()
+    script.insmod(FW_CFG)
     chosen.write(script)
-    return f"insmod /{FW_CFG}.ko\n{script.text()}"
+    return script.text()
 
 
 def ksm_eval(*arguments: str) -> dict[str, Any]:

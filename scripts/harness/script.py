@@ -49,6 +49,17 @@ class Script:
         self._say("insmod", "/brd.ko")
         self._say("swap")
 
+    def insmod(self, name: str) -> None:
+        """A module of the initramfs; nothing where the kernel has it built in."""
+        self._say("insmod", f"/{name}.ko")
+
+    def disk(self) -> None:
+        self._say("disk")
+
+    def run(self, *words: object) -> None:
+        """[NAME=VALUE …] PATH [ARGUMENT …]: a program of the disk. No word has a space."""
+        self._say("run", *words)
+
     def ready(self) -> None:
         """The host dumps here."""
         self._say("ready")
@@ -142,6 +153,10 @@ class Script:
     def pin(self, process: int, region: int, first: int, pages: int) -> None:
         """As io_uring's fixed buffers, until the process exits."""
         self._say("pin", process, region, first, pages)
+
+    def storm(self, process: int) -> None:
+        """Descendants that come and go from now on."""
+        self._say("storm", process)
 
     def splice(self, process: int, region: int, first: int, pages: int) -> None:
         """Into a pipe: a reference a page. At most 16 pages."""
