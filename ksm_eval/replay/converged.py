@@ -145,7 +145,9 @@ def _settle(ksmd: Ksmd) -> _Settled:
     with several frames left can still change: when a page that blocks its twins is skipped
     in a pass in which they are not. Only those are replayed further.
     """
-    while ksmd.passes < 4 and (ksmd.passes < 3 or ksmd.event_pass == ksmd.passes):
+    # Merges that wait for the mlock batch come a pass later, and what follows from them.
+    slack = 1 if ksmd.mlock_size else 0
+    while ksmd.passes < 4 and (ksmd.passes < 3 or ksmd.event_pass >= ksmd.passes - slack):
         ksmd.full_scan()
     state = np.frombuffer(bytes(ksmd.state), np.uint8)
     if ksmd.poisoned or ksmd.event_pass == ksmd.passes:

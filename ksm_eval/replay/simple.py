@@ -168,15 +168,19 @@ class _Work:
         """Contents with pages in mlocked VMAs, if a page of one of these is shared by fork.
 
         A page that left an mlocked VMA cannot be merged by its other mappers while it waits in
-        the batch, which all mlocked pages fill.
+        the batch, which all mlocked pages fill, and which a split of an mlocked THP empties.
         """
         found = np.zeros(len(self.size), np.bool_)
-        rows = self.snapshot.mappings.frame[locked_mappings(self.snapshot)]
-        rows = rows[self.content[rows] >= 0]
+        mapped = self.snapshot.mappings.frame[locked_mappings(self.snapshot)]
+        compounds = self.compound[mapped]
+        rows = mapped[self.content[mapped] >= 0]
         rows = rows[merging[self.content[rows]]]
         if (self.counts[rows] > 1).any():
             found[self.content[rows]] = True
-        return found
+            split = np.zeros(len(self.snapshot.compounds) + 1, np.bool_)
+            split[compounds[compounds >= 0]] = True
+            found[self.content[split[self.compound] & (self.content >= 0)]] = True
+        return found & merging
 
     def close_over_pmds(self, replay: Bool, merging: Bool) -> None:
         """Replay all contents that meet in a THP with several PMD mappers."""

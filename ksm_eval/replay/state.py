@@ -33,7 +33,7 @@ from ksm_eval.replay.rbtree import Node, RedBlackTree
 from ksm_eval.replay.rules import Settings
 from ksm_eval.replay.savings import Outcome
 from ksm_eval.replay.stable import StableTree
-from ksm_eval.snapshot import I64, FrameFlag, MappingFlag, Snapshot, has
+from ksm_eval.snapshot import I64, NO_COMPOUND, FrameFlag, MappingFlag, Snapshot, has
 
 # State of an rmap_item.
 NEW, IDLE, UNSTABLE, STABLE, FREED = range(5)
@@ -136,12 +136,11 @@ class State:
         self.visits: Sequence[int] = range(n)  # in scan order; may be narrowed between passes
 
     def _load_compounds(self) -> None:
-        self.locked_compounds = {
-            self.compound[frame]
-            for frame, locked in zip(self.frame, self.locked, strict=True)
-            if locked and self.mlock_size
-        }
         snapshot, compounds = self.snapshot, self.snapshot.compounds
+        mapped = snapshot.mappings.frame[locked_mappings(snapshot)]
+        inside = snapshot.frames.compound[mapped]
+        # Also by items that are left out here.
+        self.locked_compounds = set(inside[inside != NO_COMPOUND].tolist())
         self.split = bytearray(len(compounds))
         self.unsplittable = bytearray(compounds.pinned.astype(np.uint8).tobytes())
         attempts = split_attempts(snapshot) if self.rules.pmd_at_a_time else np.empty(0, np.int64)

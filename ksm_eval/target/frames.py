@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from drgn import Program
@@ -184,7 +185,9 @@ class _HeadTable:
     lost: NDArray[np.bool_]
 
 
-def _head_table(read: Read, layout: PageLayout, heads: U64) -> _HeadTable:
+def _head_table(
+    read: Read, layout: PageLayout, heads: U64, batched: Mapping[int, int]
+) -> _HeadTable:
     """Head and first tail page of each compound; order-0 pages are told apart by PG_head."""
     first, readable = read_structs(read, layout, heads)
     second, more = read_structs(read, layout, heads + np.uint64(1))
@@ -209,8 +212,15 @@ def _head_table(read: Read, layout: PageLayout, heads: U64) -> _HeadTable:
     else:
         total = _total_mapcount(read, layout, heads, pages, entire, double_map)
     swap = np.where(_swapcache(layout, flags), pages.astype(np.int64), 0)
-    # A page off the LRU has one more reference, of a per-CPU batch that ksmd drains first.
+    # A page off the LRU has one more reference, of a per-CPU batch that ksmd drains first. So
+    # have others that wait in one.
     batch = 1 - ((flags >> np.uint64(layout.bits["PG_lru"])) & np.uint64(1)).astype(np.int64)
+    if batched:
+        known = np.array(sorted(batched), np.uint64)
+        row = np.searchsorted(heads, (known - np.uint64(layout.base)) // np.uint64(layout.size))
+        for address, at in zip(known.tolist(), row.tolist(), strict=True):
+            if at < len(heads) and layout.base + int(heads[at]) * layout.size == address:
+                batch[at] = max(batch[at], batched[address])
     pinned = _count(first, layout.refcount) > total + swap + batch
     return _HeadTable(pages, _u64(first, layout.mapping), entire, double_map, pinned,
                       ~(readable & (more | ~large)))  # fmt: skip
@@ -258,11 +268,21 @@ def identities(read: Read, layout: PageLayout, pfns: U64) -> U64:
     return found
 
 
-def classify(read: Read, layout: PageLayout, pfns: U64, max_pfn: int) -> FrameTable:
-    """What ksmd would see in each of the ascending `pfns` (scan and write_protect_page())."""
-    parts = [_block(read, layout, pfns[i : i + BLOCK], max_pfn) for i in range(0, len(pfns), BLOCK)]
-    if not parts:
-        parts = [_block(read, layout, pfns, max_pfn)]
+def classify(
+    read: Read,
+    layout: PageLayout,
+    pfns: U64,
+    max_pfn: int,
+    batched: Mapping[int, int] = MappingProxyType({}),
+) -> FrameTable:
+    """What ksmd would see in each of the ascending `pfns` (scan and write_protect_page()).
+
+    `batched`: address of a struct page -> references that per-CPU batches hold on it.
+    """
+    parts = [
+        _block(read, layout, pfns[i : i + BLOCK], max_pfn, batched)
+        for i in range(0, max(len(pfns), 1), BLOCK)
+    ]
     return FrameTable(*(np.concatenate([getattr(part, name) for part in parts])
                         for name in FrameTable.__dataclass_fields__))  # fmt: skip
 
@@ -276,7 +296,9 @@ def _unique_heads(heads: U64) -> tuple[U64, I64]:
     return unique, np.searchsorted(unique, heads).astype(np.int64)
 
 
-def _block(read: Read, layout: PageLayout, pfns: U64, max_pfn: int) -> FrameTable:
+def _block(
+    read: Read, layout: PageLayout, pfns: U64, max_pfn: int, batched: Mapping[int, int]
+) -> FrameTable:
     n = len(pfns)
     valid = pfns < max_pfn
     structs, readable = read_structs(read, layout, pfns[valid])
@@ -287,7 +309,7 @@ def _block(read: Read, layout: PageLayout, pfns: U64, max_pfn: int) -> FrameTabl
     rows, structs = rows[readable], structs[readable]
     head_of_row = _heads(layout, pfns[rows], structs)
     heads, position = _unique_heads(head_of_row)
-    table = _head_table(read, layout, heads)
+    table = _head_table(read, layout, heads, batched)
     own_flags = _u64(structs, layout.flags)
     mapping = table.mapping[position]
     kind = np.full(len(rows), int(Entry.CANDIDATE), np.uint8)

@@ -46,6 +46,7 @@ from ksm_eval.target.frames import (
     read_structs,
 )
 from ksm_eval.target.ksm_state import Contradiction, read_records
+from ksm_eval.target.lru_batches import batched_pages
 from ksm_eval.target.pid_ns import translated
 from ksm_eval.target.program import OpenedProgram
 from ksm_eval.target.settings import read_counters, read_settings
@@ -224,7 +225,13 @@ class KernelTarget:
             valid = pfns[pfns < self._max_pfn]
             known = identities(self._read_virtual, self._page_layout, valid)
             self._known = valid, known
-        table = classify(self._read_virtual, self._page_layout, pfns, self._max_pfn)
+        table = classify(
+            self._read_virtual,
+            self._page_layout,
+            pfns,
+            self._max_pfn,
+            batched_pages(self._prog),
+        )
         anonymous = table.candidate
         self._opened.check_user_pages(
             pfns[anonymous],

@@ -107,18 +107,19 @@ def open_qemu(
     given = classify_symbols(symbols)
     info = read_vmcoreinfo(vmcoreinfo)
     connection = _connect(address)
-    prog = Program(vmcoreinfo=info)
-    opened = OpenedProgram(prog, "qemu", address, "")
 
     def check_there() -> None:
         _check_connected(connection, address)
 
-    opened.check_there = check_there
     try:
+        prog = Program(vmcoreinfo=info)
         with dwarf.quiet():
-            prog.set_qemu_qmp(connection.fileno())
-        if not prog.flags & ProgramFlags.IS_LINUX_KERNEL:
+            prog.set_qemu_qmp(os.dup(connection.fileno()))  # drgn closes it
+        if info is not None:
+            prog = _as_linux(prog, info)
+        elif not prog.flags & ProgramFlags.IS_LINUX_KERNEL:
             raise _no_vmcoreinfo(address, by_path=connection.family == socket.AF_UNIX)
+        opened = OpenedProgram(prog, "qemu", address, "", check_there=check_there)
         opened.debug_info = with_debug_info(prog, given, opened.notes)
     except TargetError:
         check_there()
@@ -127,6 +128,21 @@ def open_qemu(
         check_there()
         raise TargetError(f"cannot read the guest at {address}: {error}") from None
     return opened
+
+
+def _as_linux(guest: Program, vmcoreinfo: bytes) -> Program:
+    """The same memory as a Linux kernel's: set_qemu_qmp() of drgn 0.3.0 forgets to say so where
+    it need not ask QEMU for VMCOREINFO."""
+    prog = Program(platform=guest.platform)
+    prog.set_linux_kernel_custom(vmcoreinfo, True)
+
+    def read(address: int, count: int, offset: int, physical: bool) -> bytes:
+        del address, physical
+        data: bytes = guest.read(offset, count, True)
+        return data
+
+    prog.add_memory_segment(0, (1 << 64) - 1, read, True)
+    return prog
 
 
 def _no_vmcoreinfo(address: str, *, by_path: bool) -> TargetError:
