@@ -68,6 +68,7 @@ class Guest:
     memory: tuple[int, ...]  # MiB of each NUMA node
     arguments: list[str] = field(default_factory=list)  # for the kernel and init
     platform: Platform = X86_64
+    disk: Path | None = None  # a raw image, which stays as it is
 
 
 class Console:
@@ -179,6 +180,8 @@ def _command(guest: Guest, initrd: Path, sockets: list[Path], state: Path | None
             command += ["-object", f"memory-backend-ram,size={size}M,id=m{node}"]
             cpus = ",cpus=0" if node == 0 else ""
             command += ["-numa", f"node,nodeid={node},memdev=m{node}{cpus}"]
+    if guest.disk is not None:
+        command += ["-drive", f"file={guest.disk},if=virtio,format=raw,readonly=on"]
     if state is not None:
         command += ["-incoming", f"exec:cat {shlex.quote(os.fspath(state))}"]
     return command

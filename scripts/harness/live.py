@@ -14,7 +14,8 @@ import lzma
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,11 @@ from qemu import GuestError, Machine
 from script import Script
 from workloads import STATIC
 
+from ksm_eval.errors import TargetError
+
 FW_CFG = "qemu_fw_cfg"  # by which the guest tells QEMU where its VMCOREINFO is
 # The workload's processes are the guest's only ones with user memory; PID 1 does not opt in.
+STORMS = 6
 ASKED = ("--comm", "init", "--mergeable-only", "--passes", "3")
 
 
@@ -63,45 +67,113 @@ def ksm_eval(*arguments: str) -> dict[str, Any]:
     }
 
 
-def statuses(machine: Machine) -> list[str]:
-    """Names of the events since the last time."""
+def events(machine: Machine) -> list[str]:
+    """Names of QMP's events since the last time."""
     assert machine.qmp is not None
     machine.qmp("query-status")
-    events, machine.qmp.events = machine.qmp.events, []
-    return events
+    found, machine.qmp.events = machine.qmp.events, []
+    return found
+
+
+@contextmanager
+def guest_at_rest(found: Image, script: str, work: Path) -> Iterator[tuple[Machine, list[str]]]:
+    """A guest that has come to the script's `ready`, and what it said when it booted."""
+    guest = guest_run.guest_of(found, work, numa=False)
+    state, boot = guest_run.booted(guest, found, work)
+    with Machine(guest, state) as machine:
+        guest_run.send_script(machine, script)
+        machine.console.wait_for("@ready")
+        events(machine)
+        yield machine, boot
+
+
+def at_rest(found: Image, workload: str, work: Path) -> dict[str, Any]:
+    """The workload stands still: from outside, its dump, and what the real ksmd makes of it."""
+    elf = work / "harness" / f"live-{found.kernel.name}.elf"
+    info = elf.with_suffix(".vmcoreinfo")
+    with guest_at_rest(found, script_of(workload), work) as (machine, boot):
+        address = str(machine.free_qmp)
+        seen: dict[str, Any] = {"outside": ksm_eval("--qemu", address, *ASKED)}
+        seen["events"] = events(machine)
+        try:
+            machine.dump(elf)
+            guest_run.add_vmcoreinfo(elf, boot + machine.console.lines)
+            seen["dump"] = ksm_eval("-c", str(elf), *ASKED)
+            info.write_bytes(vmcoreinfo_of(elf))
+        finally:
+            elf.unlink(missing_ok=True)
+        events(machine)
+        seen["with_vmcoreinfo"] = ksm_eval("--qemu", address, "--vmcoreinfo", str(info), *ASKED)
+        seen["events_with_vmcoreinfo"] = events(machine)
+        machine.console.send(b"\n")
+        machine.console.wait_for("@done")
+        seen["truth"] = asdict(guest_run.parse(boot + machine.console.lines))
+        seen["warm"] = ksm_eval("--qemu", address, *ASKED)
+        return seen
+
+
+def vmcoreinfo_of(elf: Path) -> bytes:
+    from drgn import Program
+
+    prog = Program()
+    prog.set_core_dump(elf)
+    text: bytes = prog["VMCOREINFO"].string_()
+    return text
+
+
+def storm(found: Image, work: Path) -> list[dict[str, Any]]:
+    """Evaluations of all processes while many come and go."""
+    script = Script()
+    script.insmod(FW_CFG)
+    for process in range(8):
+        script.start(process)
+        script.map(process, 0, 100)
+        script.each(process, 0, 0, 100, 1)
+    script.start(20)
+    script.storm(20)
+    script.ready()
+    with guest_at_rest(found, script.text(), work) as (machine, _):
+        return [ksm_eval("--qemu", str(machine.free_qmp), "--all") for _ in range(STORMS)]
+
+
+def killed(found: Image, work: Path, stage: str) -> str:
+    """The error when QEMU ends in the middle of a stage."""
+    from ksm_eval.collect import collect
+    from ksm_eval.evaluate import open_guest
+    from ksm_eval.target import Selection
+
+    with guest_at_rest(found, script_of("base"), work) as (machine, _):
+
+        def kill(now: str, done: int, total: int) -> None:
+            if now.startswith(stage) and 0 < done < total:
+                machine.process.kill()
+                machine.process.wait()
+
+        with closing(open_guest(str(machine.free_qmp))) as target:
+            try:
+                collect(target, Selection(all=True), progress=kill)
+            except TargetError as error:
+                return error.message
+    return "no error"
+
+
+def silent(found: Image, work: Path) -> dict[str, Any]:
+    """A guest that has not told QEMU where its VMCOREINFO is."""
+    script = Script()
+    script.start(0)
+    script.ready()
+    with guest_at_rest(found, script.text(), work) as (machine, _):
+        return ksm_eval("--qemu", str(machine.free_qmp), "--all")
 
 
 def observe(found: Image, workload: str, work: Path) -> dict[str, Any]:
     """All that the test compares."""
     found = with_fw_cfg(found)
-    guest = guest_run.guest_of(found, work, numa=False)
-    state, boot = guest_run.booted(guest, found, work)
-    elf = work / "harness" / f"live-{found.kernel.name}.elf"
-    with Machine(guest, state) as machine:
-        address = str(machine.free_qmp)
-        guest_run.send_script(machine, script_of(workload))
-        machine.console.wait_for("@ready")
-        statuses(machine)
-        outside = ksm_eval("--qemu", address, *ASKED)
-        events = statuses(machine)
-        try:
-            machine.dump(elf)
-            guest_run.add_vmcoreinfo(elf, boot + machine.console.lines)
-            dumped = ksm_eval("-c", str(elf), *ASKED)
-        finally:
-            elf.unlink(missing_ok=True)
-        machine.console.send(b"\n")
-        machine.console.wait_for("@done")
-        lines = boot + machine.console.lines
-        warm = ksm_eval("--qemu", address, *ASKED)
-    gone = ksm_eval("--qemu", address, *ASKED)
     return {
-        "outside": outside,
-        "events": events,
-        "dump": dumped,
-        "warm": warm,
-        "gone": gone,
-        "truth": asdict(guest_run.parse(lines)),
+        **at_rest(found, workload, work),
+        "storm": storm(found, work),
+        "killed": [killed(found, work, stage) for stage in ("walking", "reading")],
+        "silent": silent(found, work),
     }
 
 

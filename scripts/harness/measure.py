@@ -42,6 +42,7 @@ class Result:
     counters: dict[str, int] = field(default_factory=dict)  # real, after the last pass
     differences: list[str] = field(default_factory=list)
     settled_differences: list[str] = field(default_factory=list)
+    second: str = ""  # of a run that differed: equal passes when it was made once more
     skipped: str = ""
     error: str = ""
     seconds: float = 0.0
@@ -72,6 +73,8 @@ class Result:
         equal = f"{self.equal}/{self.points} passes equal"
         shown = [f"    {line}" for line in self.differences[:6]]
         shown += [f"    settled: {line}" for line in self.settled_differences[:4]]
+        if self.second:
+            shown.append(f"    once more: {self.second}")
         return [f"{what} {equal} ({self.values} values{settled}) {self.seconds} s", *shown]
 
 
@@ -87,6 +90,10 @@ def measure(image: Image, workload: Workload, work: Path, keep: Path | None) -> 
     """`keep`: where dumps, script and truth of a run that differs stay, in a folder of its own."""
     folder = None if keep is None else keep / f"{image.kernel.name}-{workload.name}"
     result = _measure(image, workload, work, folder)
+    if result.wrong() and not result.error:
+        # Is it the prediction, or did the kernel do something else this time? The first counts.
+        again = _measure(image, workload, work, None)
+        result.second = "error" if again.error else f"{again.equal}/{again.points}"
     if folder is not None and not result.wrong():
         shutil.rmtree(folder, ignore_errors=True)
     return result

@@ -24,7 +24,11 @@ Compared in every pass:
   `general_profit`, `ksm_zero_pages`, `pages_scanned`, `pages_skipped`;
 - each process: `ksm_rmap_items`, `ksm_merging_pages`, `ksm_zero_pages`, `ksm_process_profit` of
   `/proc/PID/ksm_stat`, those that the kernel has;
-- after the last pass `thp_split_page` and `thp_split_page_failed` of `/proc/vmstat`.
+- after the last pass of memory that stands still `thp_split_page` and `thp_split_page_failed` of
+  `/proc/vmstat` (the second where all compound pages are THPs).
+
+A run that differs is made once more, which tells a wrong prediction from a kernel that did not do
+the same twice; the first one counts.
 
 The settled state in closed form is compared with the last pass, all its counters.
 """
@@ -104,6 +108,8 @@ def _differences(rows: list[Row]) -> list[str]:
         if found:
             more = len(row["differences"]) + len(row["settled_differences"]) - len(found)
             tail = f"; and {more} more" if more else ""
+            if row.get("second"):
+                tail += f". The same run once more: {row['second']}"
             lines.append(f"- {row['kernel']} {row['workload']}: " + "; ".join(found) + tail)
     return lines
 

@@ -154,6 +154,10 @@ class Script:
         """As io_uring's fixed buffers, until the process exits."""
         self._say("pin", process, region, first, pages)
 
+    def peek(self, process: int, region: int, first: int, pages: int) -> None:
+        """Read from outside the process, which leaves its pages in a per-CPU batch."""
+        self._say("peek", process, region, first, pages)
+
     def storm(self, process: int) -> None:
         """Descendants that come and go from now on."""
         self._say("storm", process)
