@@ -288,6 +288,11 @@ def _notes(snapshot: Snapshot, prediction: Prediction, calm: Calm | None) -> lis
             f"are those to come, and the counters include {others} processes that were not "
             "selected but that ksmd scans"
         )
+    if snapshot.ksmd is not None and snapshot.meta.rules.smart_scan:
+        notes.append(
+            "pages that ksmd knows are of different ages, so they are not all skipped in the same "
+            "passes: pages_unshared is between the two phases, their sum with pages_volatile holds"
+        )
     if snapshot.meta.question == "merge_any" and not snapshot.meta.rules.general_profit:
         notes.append(
             "this kernel has no PR_SET_MEMORY_MERGE: the prediction is for every mergeable VMA "

@@ -16,9 +16,9 @@ from ksm_eval.replay.converged import predict
 from ksm_eval.replay.ksmd import simulate
 from ksm_eval.replay.rules import Settings
 from ksm_eval.replay.series import simulate_series
-from ksm_eval.replay.warm import verify
+from ksm_eval.replay.warm import simulate_warm, verify
 from ksm_eval.report.model import Report
-from ksm_eval.snapshot import Snapshot
+from ksm_eval.snapshot import Snapshot, has_merged
 from ksm_eval.target import Progress, Selection, Target
 
 __all__ = [
@@ -89,15 +89,25 @@ def evaluate_snapshot(
 ) -> Report:
     """Replay ksmd on a snapshot and report.
 
-    `passes`: also the counters after each of so many full scans. `overrides` replaces
-    settings by their /sys/kernel/mm/ksm names.
-    Raises UsageError for a setting this kernel does not have.
+    `passes`: also the counters after each of so many full scans; where ksmd has run, of so
+    many more. `overrides` replaces settings by their /sys/kernel/mm/ksm names.
+    Raises UsageError for a setting this kernel does not have, or cannot change now.
     """
     settings = _settings(snapshot, overrides)
     prediction = predict(snapshot, settings)
-    replay = simulate(snapshot, settings, passes) if passes else None
-    timeline = Timeline(replay.passes, replay.inexact) if replay else Timeline()
+    timeline = _timeline(snapshot, settings, passes)
     return assemble(snapshot, settings, frozenset(overrides or ()), prediction, timeline)
+
+
+def _timeline(snapshot: Snapshot, settings: Settings, passes: int) -> Timeline:
+    if not passes:
+        return Timeline()
+    if snapshot.ksmd is not None:
+        return Timeline(simulate_warm(snapshot, settings, passes)[1:])
+    replay = simulate(snapshot, settings, passes)
+    # KSM pages without ksmd's records: what it remembers of the others is not known.
+    unknown = range(1, passes + 1) if has_merged(snapshot) else replay.inexact
+    return Timeline(replay.passes, unknown)
 
 
 def verify_snapshot(snapshot: Snapshot, *, passes: int = 1) -> Report:
@@ -110,6 +120,11 @@ def verify_snapshot(snapshot: Snapshot, *, passes: int = 1) -> Report:
         raise TargetError(
             "there is nothing to verify: ksmd has not run here, or its records cannot be read",
             "evaluate processes with --pid, --comm, --cgroup or --all",
+        )
+    if snapshot.meta.selection != ["--all"] or snapshot.meta.question != "mergeable_only":
+        raise TargetError(
+            "this snapshot is not of all that ksmd scans",
+            "verify the vmcore itself, or save it with --all --mergeable-only",
         )
     settings = snapshot.meta.settings
     report = evaluate_snapshot(snapshot)
@@ -126,6 +141,11 @@ def evaluate_samples(
     samples of different kernels.
     """
     _same_boot([target for target, _ in samples])
+    if any(snapshot.ksmd is not None or has_merged(snapshot) for _, snapshot in samples):
+        raise TargetError(
+            "ksmd has run on this target: samples of it show its work and the program's at once",
+            "evaluate one sample, with --passes or --verify",
+        )
     snapshots = common_order(samples)
     last = snapshots[-1]
     settings = _settings(last, overrides)
@@ -152,6 +172,15 @@ def _settings(snapshot: Snapshot, overrides: Mapping[str, Any] | None) -> Settin
         raise UsageError(
             f"kernel {snapshot.meta.release} has no smart scan", "leave --smart-scan out"
         )
+    if has_merged(snapshot):
+        for name in ("max_page_sharing", "merge_across_nodes"):
+            if overrides.get(name, getattr(snapshot.meta.settings, name)) != getattr(
+                snapshot.meta.settings, name
+            ):
+                raise UsageError(
+                    f"{name} cannot be changed while there are KSM pages; the kernel refuses it",
+                    "after writing 2 to /sys/kernel/mm/ksm/run it can: evaluate that memory then",
+                )
     return replace(snapshot.meta.settings, **overrides)
 
 

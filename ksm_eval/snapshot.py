@@ -219,3 +219,8 @@ class Snapshot:
     frames: Frames
     compounds: Compounds
     ksmd: KsmdState | None = None
+
+
+def has_merged(snapshot: Snapshot) -> bool:
+    """Are there KSM pages already?"""
+    return bool(has(snapshot.frames.flags, FrameFlag.KSM).any())

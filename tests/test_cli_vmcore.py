@@ -12,7 +12,7 @@ import pytest
 
 from ksm_eval.cli import run
 from tests import containers
-from tests.fixtures import TINY, opted_in, truth, vmcore
+from tests.fixtures import TINY, WARM, opted_in, truth, vmcore
 from tests.test_open import stripped_vmcoreinfo, system_map
 from tests.test_open import system_map as symbols_of
 
@@ -129,6 +129,43 @@ def test_verify(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert (code, json.loads(again)["verify"]) == (0, list(rows.values()))
     code, out, _ = ran(capsys, "-c", vmcore(name), "--verify")
     assert "Verified: ksmd's own records" in out
+
+
+@pytest.mark.parametrize("name", WARM)
+def test_where_ksmd_has_run(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    """The next full scans and the settled state of all that it scans."""
+    real = truth(name)["passes"]
+    words = ["-c", vmcore(name), "--all", "--mergeable-only", "--format", "json"]
+    code, out, _ = ran(capsys, *words, "--passes", len(real))
+    assert code == 0
+    report = json.loads(out)
+    for row, expected in zip(report["timeline"], real, strict=True):
+        compared = {key: value for key, value in expected["ksm"].items() if key in row}
+        assert len(compared) >= 7
+        assert {key: row[key] for key in compared} == compared
+    last, settled = real[-1]["ksm"], report["system"]
+    for key in ("pages_shared", "pages_sharing", "stable_node_chains", "stable_node_dups"):
+        assert settled[key] == last[key], key
+    unmerged = ("pages_unshared", "pages_volatile")
+    assert sum(settled[key] for key in unmerged) == sum(last[key] for key in unmerged)
+    if "general_profit" in last:
+        assert settled["general_profit"] == last["general_profit"]
+    code, out, err = ran(capsys, *words, "--max-page-sharing", "77")
+    assert (code, out) == (2, "")
+    assert "cannot be changed while there are KSM pages" in err[0]
+    code, out, err = ran(capsys, "-c", vmcore(name), *words)
+    assert (code, out) == (3, "")
+    assert "ksmd has run on this target" in err[0]
+
+
+def test_verify_needs_all_that_ksmd_scans(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    saved = tmp_path / "saved.npz"
+    assert ran(capsys, "-c", vmcore(WARM[0]), "--all", "--save", saved)[0] == 0
+    code, out, err = ran(capsys, "--snapshot", saved, "--verify")
+    assert (code, out) == (3, "")
+    assert "not of all that ksmd scans" in err[0]
 
 
 def test_verify_needs_a_ksmd_that_ran(capsys: pytest.CaptureFixture[str]) -> None:

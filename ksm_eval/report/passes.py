@@ -71,5 +71,9 @@ def verification(console: Console, rows: tuple[VerifyRow, ...]) -> None:
         cells = (row.target, row.records, row.difference, *after)
         found.add_row(plain(row.counter), *(plain(or_dash(cell)) for cell in cells))
     console.print(found)
-    text = "+1, +2 …: predicted after so many more full scans, if nothing changes."
+    differing = [row.counter for row in rows if row.difference]
+    verdict = f"{', '.join(differing)} differ." if differing else "All counters are equal."
+    text = f"{verdict} +1, +2 …: predicted after so many more full scans, if nothing changes."
+    if len(rows[0].after) > len(scans):
+        text += " The rest is in --format json."
     console.print(hanging("", text))

@@ -57,6 +57,9 @@ _OTHERS: Final = {
     "_totalram_pages": "atomic_long_t",
     "vm_zone_stat": "atomic_long_t []",
     "vm_node_stat": "atomic_long_t []",
+    # Per-CPU; 5.10's BTF has only those that are exported.
+    "lru_pvecs": "struct lru_pvecs",
+    "lru_rotate": "struct lru_rotate",
     # arm64
     "kimage_voffset": "u64",
     "memstart_addr": "s64",

@@ -299,9 +299,9 @@ class ProcTarget:
         try:
             # A page that went away must not be brought back by reading it.
             now = proc_pages.read_entries(opened.pagemap, page, page + count)
-            present = (now & np.uint64(proc_pages.PM_PRESENT)) != 0
-            same = (now & np.uint64(proc_pages.PM_PFN)) == expected
-            if len(now) < count or not bool((present & same).all()):
+            wanted = expected | np.uint64(proc_pages.PM_PRESENT)
+            mask = np.uint64(proc_pages.PM_PRESENT | proc_pages.PM_PFN)
+            if not np.array_equal(now & mask, wanted):  # also where the process has ended
                 raise Unreadable("went away while it was read")
             data = os.pread(opened.mem, size, page * self._page_size)
         except OSError as error:

@@ -461,6 +461,8 @@ static void carry_out_script(char *script)
 		} else if (!strcmp(name, "ready")) {
 			show(0);
 			wait_for_host("@ready");
+		} else if (!strcmp(name, "wait")) {
+			wait_for_host("@ready");
 		} else if (!strcmp(name, "pass")) {
 			settle();
 			one_pass(++pass);

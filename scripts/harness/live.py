@@ -121,6 +121,18 @@ def vmcoreinfo_of(elf: Path) -> bytes:
     return text
 
 
+def peeked(found: Image, work: Path) -> dict[str, Any]:
+    """Pages that another process has read wait in a per-CPU batch of the kernel's."""
+    script = script_of("base").replace("ready\n", "ready\npeek 1 0 0 20\npeek 2 11 0 60\nwait\n")
+    with guest_at_rest(found, script, work) as (machine, boot):
+        machine.console.send(b"\n")
+        machine.console.wait_for("@ready")
+        seen = ksm_eval("--qemu", str(machine.free_qmp), *ASKED)
+        machine.console.send(b"\n")
+        machine.console.wait_for("@done")
+        return {**seen, "truth": asdict(guest_run.parse(boot + machine.console.lines))}
+
+
 def storm(found: Image, work: Path) -> list[dict[str, Any]]:
     """Evaluations of all processes while many come and go."""
     script = Script()
@@ -166,10 +178,11 @@ def silent(found: Image, work: Path) -> dict[str, Any]:
         return ksm_eval("--qemu", str(machine.free_qmp), "--all")
 
 
-def observe(found: Image, workload: str, work: Path) -> dict[str, Any]:
-    """All that the test compares."""
+def observe(found: Image, batching: Image, workload: str, work: Path) -> dict[str, Any]:
+    """All that the test compares. `batching`: a kernel whose batches a read fills."""
     found = with_fw_cfg(found)
     return {
+        "peeked": peeked(with_fw_cfg(batching), work),
         **at_rest(found, workload, work),
         "storm": storm(found, work),
         "killed": [killed(found, work, stage) for stage in ("walking", "reading")],
@@ -189,8 +202,9 @@ def main() -> None:
     options = parser.parse_args()
     (options.work / "harness").mkdir(parents=True, exist_ok=True)
     try:
-        found = image(find([options.kernel])[0], options.work.resolve())
-        seen = observe(found, options.workload, options.work.resolve())
+        work = options.work.resolve()
+        found, batching = (image(find([name])[0], work) for name in (options.kernel, "6.1"))
+        seen = observe(found, batching, options.workload, work)
     except (KernelError, GuestError) as error:
         sys.exit(f"error: {error}")
     options.json.write_text(json.dumps(seen, indent=1) + "\n")

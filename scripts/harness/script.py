@@ -64,6 +64,10 @@ class Script:
         """The host dumps here."""
         self._say("ready")
 
+    def wait(self) -> None:
+        """As ready(), but nothing is printed, and so nothing allocated and freed."""
+        self._say("wait")
+
     def passes(self, count: int) -> None:
         self.lines += ["pass"] * count
 
