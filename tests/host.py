@@ -81,7 +81,8 @@ def ksmd() -> Iterator[None]:
 
 
 def scan(passes: int) -> list[dict[str, int]]:
-    """Let ksmd make so many full scans; the counters after each."""
+    """Let ksmd make so many full scans; the counters after each, counted from now on."""
+    since = {name: value(name) for name in ("pages_scanned", "pages_skipped")}  # never reset
     put("pages_to_scan", ONE_PASS)
     put("sleep_millisecs", 1_000_000)
     after = []
@@ -96,12 +97,22 @@ def scan(passes: int) -> list[dict[str, int]]:
             assert time.monotonic() < deadline, "ksmd made no full scan"
             time.sleep(0.01)
         after.append(counters())
+        for name, number_then in since.items():
+            after[-1][name] -= number_then
         assert after[-1]["full_scans"] == done + 1
     return after
 
 
 def _state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def wait_ended(pid: int) -> None:
+    """A zombie has no memory any more."""
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists() and _state(pid) != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def children(pid: int) -> list[int]:

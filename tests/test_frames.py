@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ksm_eval.snapshot import Entry, FrameFlag
-from ksm_eval.target.frames import PageLayout, classify
+from ksm_eval.target.frames import PageLayout, classify, identities
 
 BASE = 0xFFFF_EA00_0000_0000
 BITS = {
@@ -167,3 +167,37 @@ def test_struct_pages_that_cannot_be_read() -> None:
 
 def test_nothing_to_classify() -> None:
     assert len(found(Pages(1), []).entry) == 0
+
+
+def test_pages_that_wait_in_a_batch() -> None:
+    """A reference of a per-CPU batch is no pin, off the LRU or on it."""
+    pages = Pages(16)
+    pages.page(1, flags=LRU, mapping=ANON, mapcount=1, refs=2)
+    pages.page(2, flags=LRU, mapping=ANON, mapcount=1, refs=3)  # batched and pinned
+    pages.page(3, flags=0, mapping=ANON, mapcount=1, refs=2)
+    pages.page(4, flags=LRU, mapping=ANON, mapcount=1, refs=2)  # pinned
+    batched = {BASE + pfn * 64: 1 for pfn in (1, 2, 3, 9)}  # 9: of nobody that was asked about
+    pfns = np.array([1, 2, 3, 4], np.uint64)
+    table = classify(pages.read, LAYOUT, pfns, 1 << 20, batched)
+    pinned = FrameFlag.PINNED
+    assert table.flags.tolist() == [0, pinned, 0, pinned]
+
+
+def test_identities() -> None:
+    """What makes a frame another page: freed, another's, part of another compound."""
+    pages = Pages(16)
+    for pfn in range(1, 8):
+        pages.page(pfn, flags=LRU, mapping=ANON, mapcount=1, refs=1)
+        pages.put(pfn, 32, "<Q", 100 + pfn)
+    pfns = np.arange(1, 9, dtype=np.uint64)
+    before = identities(pages.read, LAYOUT, pfns)
+    pages.page(1, flags=0, mapping=ANON, mapcount=5, refs=9)  # still the same page
+    pages.put(2, 24, "<Q", 0)
+    pages.put(3, 24, "<Q", ANON + 64)
+    pages.put(4, 32, "<Q", 7)
+    pages.page(5, flags=LRU | HEAD, mapping=ANON, mapcount=1, refs=1)
+    pages.compound(5, 1, by_mask=False)
+    pages.holes = {7}
+    after = identities(pages.read, LAYOUT, pfns)
+    changed = (before != after).any(axis=1)
+    assert (np.flatnonzero(changed) + 1).tolist() == [2, 3, 4, 6, 7]

@@ -98,6 +98,17 @@ def test_the_guest_is_stopped_for_vmcoreinfo_only(seen: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("via", ["kcore", "proc", "qemu"])
+def test_in_the_guest(seen: dict[str, Any], via: str) -> None:
+    """By /proc/kcore with kptr_restrict=2, by /proc, and from outside: all as ksmd counts."""
+    one, last = seen["inside"][via], seen["inside"]["truth"]["passes"][-1]
+    assert one["code"] == 0, one["error"]
+    assert one["report"]["target"]["kind"] == {"kcore": "kernel", "proc": "procfs"}.get(via, via)
+    assert _settled(one["report"]) == {name: last["ksm"][name] for name in SETTLED}
+    assert one["report"]["completeness"] == seen["inside"]["qemu"]["report"]["completeness"]
+
+
+@pytest.mark.slow
 def test_pages_in_a_batch_are_not_pinned(seen: dict[str, Any]) -> None:
     """/proc/PID/mem leaves references in per-CPU batches, which ksmd empties (6.1)."""
     report, last = seen["peeked"]["report"], seen["peeked"]["truth"]["passes"][-1]

@@ -449,6 +449,9 @@ def test_counters_inside_a_pass() -> None:
         assert (counters.full_scans, counters.pages_scanned) == (1, 4 + scanned)
         seen.append((counters.pages_shared, counters.pages_sharing, counters.pages_unshared))
     assert seen == [(0, 0, 1), (1, 1, 0), (1, 2, 0), (1, 2, 1)]
+    more = simulate(builder.build(), Settings(), 1, cut=5).cut  # than the pass has: it is over
+    assert more is not None
+    assert (more.counters.full_scans, more.counters.pages_scanned) == (2, 8)
 
 
 @pytest.mark.parametrize(("batch", "held"), [(31, 15), (15, 0), (0, 0)])

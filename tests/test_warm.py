@@ -6,6 +6,8 @@ the same guest's ksmd counted then, and in the passes that followed.
 
 from __future__ import annotations
 
+import struct
+from contextlib import closing
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 
 from ksm_eval.collect import collect
+from ksm_eval.evaluate import open_target
 from ksm_eval.replay.ksmd import simulate
 from ksm_eval.replay.rules import Settings
 from ksm_eval.replay.state import PassResult
@@ -23,7 +26,8 @@ from ksm_eval.save import load, save
 from ksm_eval.save_check import Invalid, check_ksmd
 from ksm_eval.snapshot import KsmdState, Snapshot
 from ksm_eval.target import Selection
-from tests.fixtures import WARM, opted_in, snapshot, target, truth
+from ksm_eval.target.ksm_state import END, Contradiction, _Reader
+from tests.fixtures import WARM, opted_in, snapshot, target, truth, vmcore
 from tests.test_truth_passes import PROCESS, SYSTEM
 
 
@@ -125,6 +129,37 @@ def test_a_pass_under_way_is_finished_first(name: str) -> None:
     ours = simulate_warm(replace(made, ksmd=begun), made.meta.settings, 3)
     assert ours[0].counters.full_scans == 6
     assert [r.counters for r in ours[1:]] == [r.counters for r in replayed(name)[1:4]]
+
+
+@pytest.mark.parametrize("name", WARM)
+@pytest.mark.parametrize(
+    ("walked", "at", "expected"),
+    [
+        ([0, 1, 2, 3], 2, (2, 0x5000)),
+        ([0, -1, 1, 2], 1, (0, END)),  # an exited process: behind the one before it
+        ([-1, -1, 0, 1], 1, (0, 0)),
+        ([0, 1, 2, -1], 3, (2, END)),
+    ],
+)
+def test_where_ksmd_goes_on_from(
+    name: str, walked: list[int], at: int, expected: tuple[int, int]
+) -> None:
+    """The vmcore's own list of processes, with the cursor put to one of them."""
+    with closing(open_target(vmcore(name))) as vm:
+        prog: Any = vm._prog  # type: ignore[attr-defined]
+        reader = _Reader(prog, 4096, {})
+        slots = reader._slots()
+        assert len(slots) > 4
+        rows = walked + list(range(max(walked) + 1, max(walked) + 1 + len(slots) - 4))
+        assert reader._cursor(slots, rows, prog["ksm_scan"]) == (-1, 0)
+        scan = prog["ksm_scan"].address_
+        cursor = struct.pack("<QQ", slots[at], 0x5000)  # mm_slot and address
+        prog.add_memory_segment(
+            scan, len(cursor), lambda _, count, offset, __: cursor[offset : offset + count], False
+        )
+        assert reader._cursor(slots, rows, prog["ksm_scan"]) == expected
+        with pytest.raises(Contradiction, match="not on its list"):
+            reader._cursor(slots[:at], rows[:at], prog["ksm_scan"])
 
 
 @pytest.mark.parametrize("name", WARM)

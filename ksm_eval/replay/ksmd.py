@@ -67,9 +67,9 @@ def simulate(snapshot: Snapshot, settings: Settings, passes: int, cut: int = 0) 
     outcome, failures = ksmd.outcome(), ksmd.split_failures
     inside = None
     if cut:
-        ksmd.part_of_a_scan(cut)
+        ended = ksmd.part_of_a_scan(cut)
         result = ksmd.result()
-        inside = replace(result, counters=replace(result.counters, full_scans=passes))
+        inside = replace(result, counters=replace(result.counters, full_scans=passes + ended))
     return Replay(results, outcome, failures, inexact, inside)
 
 
@@ -91,15 +91,17 @@ class Ksmd(State):
         if self.counter_pass == self.passes and FREED in self.state:
             self.visits = [i for i in self.visits if self.state[i] != FREED]
 
-    def part_of_a_scan(self, pages: int) -> None:
+    def part_of_a_scan(self, pages: int) -> bool:
         """A pass up to its `pages`th page that is scanned, not skipped: as much as
-        ksm_do_scan(pages) does of it. The pass cannot be finished afterwards."""
+        ksm_do_scan(pages) does of it. True: it has fewer, and is at its end. The pass cannot
+        be finished afterwards."""
         self.start_pass()
-        end = self.scanned + pages
-        for item in self.visits:
-            if self.scanned == end:
-                break
-            self.scan((item,))
+        at, end = 0, self.scanned + pages
+        while at < len(self.visits) and self.scanned < end:
+            count = end - self.scanned  # a visit scans at most one page
+            self.scan(self.visits[at : at + count])
+            at += count
+        return self.scanned < end
 
     def start_pass(self) -> None:
         """The unstable trees are emptied; items keep their state until their next visit."""

@@ -62,7 +62,7 @@ def _pmd_at_a_time(prog: Program, notes: list[str]) -> bool:
     """Does try_to_migrate_one() (mm/rmap.c) stop at the first PMD it splits?
 
     From 6.16 (commit 60fbb14396d5 made split_huge_pmd_locked() take 4 parameters) until a
-    repair in 6.19 stable, which clears TTU_SPLIT_HUGE_PMD and goes on. Only the machine
+    repair in 6.18 and 6.19 stable, which clears TTU_SPLIT_HUGE_PMD and goes on. Only the machine
     code tells the two apart: the repair is an AND with ~TTU_SPLIT_HUGE_PMD behind the call.
     """
     if _split_parameters(prog) != 4:
@@ -83,10 +83,11 @@ def _pmd_at_a_time(prog: Program, notes: list[str]) -> bool:
         if repaired is not None:
             return not repaired
     notes.append(
-        "kernel text is not in the dump: assumed that splitting a THP unmaps one process at "
-        "a time (6.16 to early 6.19); matters only for THPs shared by fork"
+        "the kernel's text cannot be read: assumed that it has the repair of THP splits that were "
+        "done one process at a time (6.16 to early 6.18 and 6.19); matters only for THPs shared "
+        "by fork"
     )
-    return True
+    return False
 
 
 def _mlock_batch(prog: Program) -> int:
@@ -132,7 +133,9 @@ def detect_rules(prog: Program, notes: list[str]) -> Rules:
     return Rules(
         # 6.11 has the checksum first too, but no symbol that shows it; folio_walk is 6.12.
         checksum_first=folio_walk,
-        zero_remap_at_split=has_symbol(prog, "split_underused_thp"),
+        # The variable is static; its sysfs function is there without KALLSYMS_ALL, too.
+        zero_remap_at_split=has_symbol(prog, "split_underused_thp")
+        or has_symbol(prog, "split_underused_thp_show"),
         prot_none_offered=range_walk or not refused,
         prot_none_unreadable=refused,
         smart_scan=has_symbol(prog, "ksm_smart_scan") or has_member(prog, item, "remaining_skips"),

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
-from drgn import FaultError, Program
+from drgn import FaultError, Object, Program
 
 from ksm_eval.snapshot import I32, I64, U8, U64
 from ksm_eval.target import KsmdRecords
@@ -21,6 +21,7 @@ from ksm_eval.target import KsmdRecords
 SEQNR_MASK, UNSTABLE_FLAG, STABLE_FLAG = 0xFF, 0x100, 0x200
 CHAIN = -1024  # STABLE_NODE_CHAIN in rmap_hlist_len
 RB_BLACK = 1
+END = (1 << 64) - 1  # behind all addresses
 MAPPING_KSM = 3  # low bits of page->mapping
 
 
@@ -145,7 +146,7 @@ class _Reader:
         mapping[order] = page_mapping(pfn[order])
         expected = np.array(self.address, np.uint64) | np.uint64(MAPPING_KSM)
         scan = self.prog["ksm_scan"]
-        cursor = int(scan.mm_slot.value_())
+        cursor = self._cursor(slots, rows.tolist(), scan)
         return KsmdRecords(
             row=_i32(rows[item_slot]),
             dying=dying[item_slot],
@@ -163,10 +164,8 @@ class _Reader:
             tree=np.array(self.tree, np.int64).reshape(len(self.tree), 5),
             chains=self.chains,
             full_scans=int(scan.seqnr.value_()),
-            cursor_row=-1
-            if cursor == self.head
-            else self.mm_rows.get(self.memory.word(cursor + self.mm), -1),
-            cursor_address=int(scan.address.value_()),
+            cursor_row=cursor[0],
+            cursor_address=cursor[1],
             slots=len(slots),
         )
 
@@ -181,6 +180,23 @@ class _Reader:
         if at != self.head + self.link:
             raise Contradiction("ksmd's list of processes has a loop")
         return found
+
+    def _cursor(self, slots: list[int], rows: list[int], scan: Object) -> tuple[int, int]:
+        """Row and address that ksmd goes on from, row -1: from the start.
+
+        In an mm without a row, as of a process that has exited, it is behind the one before.
+        """
+        slot, address = int(scan.mm_slot.value_()), int(scan.address.value_())
+        if slot == self.head:
+            return -1, 0
+        try:
+            at = slots.index(slot)
+        except ValueError:
+            raise Contradiction("ksmd is at a process that is not on its list") from None
+        if rows[at] >= 0:
+            return rows[at], address
+        before = [row for row in rows[:at] if row >= 0]
+        return (before[-1], END) if before else (0, 0)
 
     def _dying(self, mm: int) -> bool:
         return self.memory.read(mm + self.users, 4) == b"\0\0\0\0"

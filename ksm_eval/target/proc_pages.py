@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import array
+import ctypes
 import fcntl
+import mmap
 import os
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ksm_eval.errors import TargetError
 from ksm_eval.snapshot import I64, U64
+
+_PROC = Path("/proc")
 
 CHUNK = 1 << 17  # entries a read: 1 MiB
 HOLE = 64  # entries not asked for that are worth reading to keep a run going
@@ -38,6 +44,42 @@ _PAGE_IS_HUGE = 1 << 6
 _SCAN_ARG = struct.Struct("=12Q")
 _PAGEMAP_SCAN = 3 << 30 | _SCAN_ARG.size << 16 | ord("f") << 8 | 16  # _IOWR('f', 16, …)
 _REGIONS = 8192
+
+
+def open_page_files(page_size: int) -> tuple[int, int]:
+    """kpageflags and kpagecount; TargetError if these or page frame numbers are not for us."""
+    hint = (
+        "run it as root: sudo ksm-eval …; in a container it needs the host's pid and user "
+        "namespaces, CAP_SYS_ADMIN and CAP_SYS_PTRACE"
+    )
+    opened: list[int] = []
+    try:
+        try:
+            page = id(opened) // page_size  # this list is in memory
+            with (_PROC / "self" / "pagemap").open("rb", buffering=0) as pagemap:
+                entry = int(read_entries(pagemap.fileno(), page, page + 1)[0])
+            for name in ("kpageflags", "kpagecount"):
+                opened.append(os.open(_PROC / name, os.O_RDONLY | os.O_CLOEXEC))
+        except FileNotFoundError as error:
+            raise TargetError(
+                f"{error.filename} does not exist",
+                "the kernel must have CONFIG_PROC_PAGE_MONITOR; else evaluate a vmcore with -c",
+            ) from error
+        except OSError as error:
+            raise TargetError(
+                f"{error.filename or '/proc/self/pagemap'} cannot be read: {error.strerror}", hint
+            ) from error
+        if not entry & PM_PFN:
+            raise TargetError(
+                "page frame numbers are hidden (no CAP_SYS_ADMIN): which pages are shared since "
+                "fork cannot be told",
+                hint,
+            )
+    except BaseException:
+        for fd in opened:
+            os.close(fd)
+        raise
+    return opened[0], opened[1]
 
 
 class Regions:
@@ -120,6 +162,24 @@ def lookup(fd: int, pfns: U64) -> U64:
             )
             out[left:right] = found[(pfns[left:right] - np.uint64(begin)).astype(np.int64)]
     return out
+
+
+def ksm_flag_works(kpageflags: int, page_size: int) -> bool:
+    """Does KPF_KSM tell KSM pages from others?
+
+    In 6.12 stable_page_flags() (fs/proc/page.c) sets it for every anonymous page: it tests for
+    any of the bits of PAGE_MAPPING_KSM. 6.1 and 6.18 do not. A page just written is no KSM page.
+    """
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    with mmap.mmap(-1, page_size, flags=private) as page:
+        page[:8] = b"not KSM\0"
+        here = ctypes.c_char.from_buffer(page)
+        number = ctypes.addressof(here) // page_size
+        del here  # else the mapping cannot be closed
+        with Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
+            entry = read_entries(pagemap.fileno(), number, number + 1) & np.uint64(PM_PFN)
+        flags = int(lookup(kpageflags, entry)[0])
+        return flags & (KPF_ANON | KPF_KSM) == KPF_ANON
 
 
 def compounds(fd: int, pfns: U64, pages: int) -> tuple[U64, U64]:

@@ -122,6 +122,7 @@ def detect_rules(names: Names, notes: list[str], sysfs: Path = KSM, thp: Path = 
     )
     item = "ksm_rmap_item" if names.has_type("ksm_rmap_item") else "rmap_item"
     general_profit = (sysfs / "general_profit").exists()  # 6.4+
+    _doubt_pmd(names, notes)
     return Rules(
         checksum_first=folio_walk,  # 6.11 has it too, but nothing that shows it
         zero_remap_at_split=(thp / "shrink_underused").exists(),  # shows split_underused_thp
@@ -135,21 +136,22 @@ def detect_rules(names: Names, notes: list[str], sysfs: Path = KSM, thp: Path = 
         process_counters=Path("/proc/self/ksm_merging_pages").exists(),
         fork_copies_counters=names.member("mm_struct", "ksm_rmap_items") and not general_profit,
         reset_on_leave=names.member(item, "linear_page_index"),
-        pmd_at_a_time=_pmd_at_a_time(names, notes),
+        pmd_at_a_time=False,
         mlock_batch=_mlock_batch(names),
         anon_exclusive=names.enumerator("PG_anon_exclusive"),
     )
 
 
-def _pmd_at_a_time(names: Names, notes: list[str]) -> bool:
-    """As in target/features.py, but the kernel's text cannot be read here."""
-    if names.parameters("split_huge_pmd_locked") != 4 or names.symbol("zero_page_pfn"):
-        return False
-    notes.append(
-        "kernel text cannot be read through /proc: assumed that splitting a THP unmaps one "
-        "process at a time (6.16 to early 6.19); matters only for THPs shared by fork"
-    )
-    return True
+def _doubt_pmd(names: Names, notes: list[str]) -> None:
+    """Kernels from 6.16 to early 6.19 have Rules.pmd_at_a_time; stable updates, 6.18.y too,
+    repaired it. Only the machine code tells (target/features.py), and a kernel that runs today
+    most likely has the repair."""
+    if names.parameters("split_huge_pmd_locked") == 4 and not names.symbol("zero_page_pfn"):
+        notes.append(
+            "kernel text cannot be read through /proc: assumed that splitting a THP unmaps all "
+            "processes at once (6.16 to early 6.19 did not); matters only for single passes over "
+            "THPs shared by fork"
+        )
 
 
 def _mlock_batch(names: Names) -> int:

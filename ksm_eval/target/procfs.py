@@ -9,16 +9,16 @@ from __future__ import annotations
 import os
 import platform
 import resource
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ksm_eval.errors import TargetError
 from ksm_eval.replay.rules import Rules, Settings
 from ksm_eval.snapshot import I64, U8, U16, U32, U64, Entry, FrameFlag, MappingFlag, mark
 from ksm_eval.target import (
@@ -45,6 +45,8 @@ from ksm_eval.target.proc_rules import (
 )
 from ksm_eval.target.proc_tasks import PROC, ProcGroup, select_processes
 
+RowOf: TypeAlias = Callable[[U64], I64]
+
 PAGE_BITS = 45  # of a page number: 57-bit addresses, pages of 4 KiB
 PAGE_MASK = (1 << PAGE_BITS) - 1
 
@@ -69,9 +71,15 @@ class ProcTarget:
         self._page_size = os.sysconf("SC_PAGE_SIZE")
         notes: list[str] = []
         self._names, source = read_names(notes)
-        self._kpageflags, self._kpagecount = _open_page_files(self._page_size)
+        self._kpageflags, self._kpagecount = proc_pages.open_page_files(self._page_size)
+        self._ksm_flag_works = proc_pages.ksm_flag_works(self._kpageflags, self._page_size)
         self._rules = detect_rules(self._names, notes)
         self._sysfs: Sysfs = read_sysfs(self._rules)
+        if self._sysfs.counters.get("pages_shared") and not self._ksm_flag_works:
+            notes.append(
+                "this kernel does not tell through /proc which pages are KSM pages already: they "
+                "are taken for pages that are yet to be merged"
+            )
         self._regions = proc_pages.Regions(self._page_size)
         self._opened: list[_Opened] = []
         # Frame -> where to read it: ascending PFNs, and for each the number of its place.
@@ -207,9 +215,11 @@ class ProcTarget:
         entry[(flags & np.uint64(proc_pages.KPF_ZERO_PAGE)) != 0] = Entry.ZERO_PAGE
         candidate = entry == Entry.CANDIDATE
         frame_flags = np.zeros(len(pfns), np.uint8)
-        mark(frame_flags, (flags & np.uint64(proc_pages.KPF_KSM)) != 0, FrameFlag.KSM)
+        if self._ksm_flag_works:
+            mark(frame_flags, (flags & np.uint64(proc_pages.KPF_KSM)) != 0, FrameFlag.KSM)
         mark(frame_flags, (flags & np.uint64(proc_pages.KPF_SWAPCACHE)) != 0, FrameFlag.SWAPCACHE)
-        exclusive = self._place(pfns)
+        row_of = _row_finder(pfns)
+        exclusive = self._place(pfns, row_of)
         mapcount = np.ones(len(pfns), np.uint32)
         several = np.flatnonzero(candidate & ~exclusive)
         counted = proc_pages.lookup(self._kpagecount, pfns[several])
@@ -219,7 +229,7 @@ class ProcTarget:
         large = np.flatnonzero(candidate & ((flags & np.uint64(proc_pages.KPF_THP)) != 0))
         pmd_pages = self._page_size // 8  # HPAGE_PMD_NR: a table of 8-byte entries
         head[large], pages[large] = proc_pages.compounds(self._kpageflags, pfns[large], pmd_pages)
-        whole = self._pmd_mappings(pfns, head, mapcount)
+        whole = self._pmd_mappings(row_of, head, mapcount)
         self._check_thps(len(large))
         return FrameTable(
             candidate=candidate,
@@ -233,36 +243,36 @@ class ProcTarget:
             head_pmd_mapcount=whole,
         )
 
-    def _place(self, pfns: U64) -> NDArray[np.bool_]:
+    def _place(self, pfns: U64, row_of: RowOf) -> NDArray[np.bool_]:
         """Note where to read each frame: in the first mapping of the scan order. Returns which
         frames have one mapping only."""
         places = np.zeros(len(pfns), np.uint64)
         exclusive = np.zeros(len(pfns), np.bool_)
         for slot in range(len(self._opened) - 1, -1, -1):
             opened = self._opened[slot]
-            rows = np.searchsorted(pfns, opened.pfn)[::-1]  # of a repeated row the last one stays
+            rows = row_of(opened.pfn)[::-1]  # of a repeated row the last one stays
             places[rows] = (opened.page | np.uint64(slot << PAGE_BITS))[::-1]
             exclusive[rows] = opened.exclusive[::-1]
         self._pfns, self._places = pfns, places
         self._by_place = np.argsort(places, kind="stable")
         return exclusive
 
-    def _pmd_mappings(self, pfns: U64, head: U64, mapcount: U32) -> U32:
+    def _pmd_mappings(self, row_of: RowOf, head: U64, mapcount: U32) -> U32:
         """Of each frame's compound, mappings by PMD. Those of others than were walked are taken
         to be by PMD where these are."""
-        mine = np.zeros(len(pfns), np.int64)
-        by_pmd = np.zeros(len(pfns), np.int64)
+        if not any(opened.huge.any() for opened in self._opened):
+            return np.zeros(len(head), np.uint32)
+        mine = np.zeros(len(head), np.int64)
+        by_pmd = np.zeros(len(head), np.int64)
         for opened in self._opened:
-            rows = np.searchsorted(pfns, opened.pfn)
-            np.add.at(mine, rows, 1)
-            np.add.at(by_pmd, rows[opened.huge], 1)
+            rows = row_of(opened.pfn)
+            mine += np.bincount(rows, minlength=len(head))
+            by_pmd += np.bincount(rows[opened.huge], minlength=len(head))
         others = np.maximum(mapcount.astype(np.int64) - mine, 0)
         whole = np.where(by_pmd > 0, by_pmd + others, 0)
         # Any page of it that was walked stands for all: the largest.
         first = np.ones(len(head), np.bool_)
         first[1:] = head[1:] != head[:-1]
-        if not len(head):
-            return np.zeros(0, np.uint32)
         most = np.maximum.reduceat(whole, np.flatnonzero(first)).astype(np.uint32)
         found: U32 = most[np.cumsum(first) - 1]
         return found
@@ -311,6 +321,16 @@ class ProcTarget:
         return data
 
 
+def _row_finder(pfns: U64) -> RowOf:
+    """PFNs -> their rows in the ascending `pfns`, by a table where that is not too large."""
+    top = int(pfns[-1]) + 1 if len(pfns) else 0
+    if top > 64 * len(pfns) + (1 << 24):
+        return lambda wanted: np.searchsorted(pfns, wanted).astype(np.int64)
+    table = np.zeros(top, np.uint32)
+    table[pfns] = np.arange(len(pfns), dtype=np.uint32)
+    return lambda wanted: table[wanted].astype(np.int64)
+
+
 def open_proc() -> ProcTarget:
     """The running kernel through /proc. Raises TargetError, with the command that would work."""
     return ProcTarget()
@@ -329,42 +349,6 @@ def _ended(group: ProcGroup, error: OSError | None = None) -> Unreadable:
         return Unreadable(f"it cannot be read: {error.strerror}")
     reason = "it ended, or started another program, while it was read"
     return Unreadable(reason) if group.explicit else Gone(reason)
-
-
-def _open_page_files(page_size: int) -> tuple[int, int]:
-    """kpageflags and kpagecount; TargetError if these or page frame numbers are not for us."""
-    hint = (
-        "run it as root: sudo ksm-eval …; in a container it needs the host's pid and user "
-        "namespaces, CAP_SYS_ADMIN and CAP_SYS_PTRACE"
-    )
-    opened: list[int] = []
-    try:
-        try:
-            page = id(opened) // page_size  # this list is in memory
-            with (PROC / "self" / "pagemap").open("rb", buffering=0) as pagemap:
-                entry = int(proc_pages.read_entries(pagemap.fileno(), page, page + 1)[0])
-            for name in ("kpageflags", "kpagecount"):
-                opened.append(os.open(PROC / name, os.O_RDONLY | os.O_CLOEXEC))
-        except FileNotFoundError as error:
-            raise TargetError(
-                f"{error.filename} does not exist",
-                "the kernel must have CONFIG_PROC_PAGE_MONITOR; else evaluate a vmcore with -c",
-            ) from error
-        except OSError as error:
-            raise TargetError(
-                f"{error.filename or '/proc/self/pagemap'} cannot be read: {error.strerror}", hint
-            ) from error
-        if not entry & proc_pages.PM_PFN:
-            raise TargetError(
-                "page frame numbers are hidden (no CAP_SYS_ADMIN): which pages are shared since "
-                "fork cannot be told",
-                hint,
-            )
-    except BaseException:
-        for fd in opened:
-            os.close(fd)
-        raise
-    return opened[0], opened[1]
 
 
 def _boot_id() -> str:

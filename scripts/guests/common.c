@@ -300,3 +300,35 @@ void one_pass(int pass)
 	if (full_scans() != before + 1)
 		die("pass %d was not one pass", pass);
 }
+
+static int ksmd_pid(void)
+{
+	int pids[256], count = list_numbers("/proc", pids, 256);
+	char path[32];
+
+	for (int i = 0; i < count; i++) {
+		snprintf(path, sizeof(path), "/proc/%d/comm", pids[i]);
+		if (read_file(path) > 0 && !strcmp(text, "ksmd\n"))
+			return pids[i];
+	}
+	die("no ksmd");
+	return 0;
+}
+
+void one_batch(int number, long pages)
+{
+	char value[32], path[32];
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", ksmd_pid());
+	snprintf(value, sizeof(value), "%ld", pages);
+	must_write(KSM "pages_to_scan", value);
+	snprintf(value, sizeof(value), "%d", 1000000 + number);
+	must_write(KSM "sleep_millisecs", value);
+	if (number == 1)
+		must_write(KSM "run", "1");
+	/* Woken up it is running; only when the batch is done its sleep can be interrupted. */
+	do
+		millisleep(50);
+	while (read_file(path) > 0 && !strstr(text, ") S "));
+	must_write(KSM "pages_to_scan", "4000000");
+}

@@ -53,5 +53,7 @@ void print_lines(const char *path, const char *prefix, const char *names);
 void print_counters(int pass, const int *pids, int nr_pids);
 /* pass 1 starts ksmd. */
 void one_pass(int pass);
+/* One batch of so many pages, which should not end the pass. number 1 starts ksmd, too. */
+void one_batch(int number, long pages);
 
 #endif

@@ -467,6 +467,10 @@ static void carry_out_script(char *script)
 			settle();
 			one_pass(++pass);
 			show(pass);
+		} else if (!strcmp(name, "cut")) {
+			settle();
+			one_batch(++pass, atol(rest));
+			show(pass);
 		} else if (!strcmp(name, "dumping")) {
 			dumping = 1;
 		} else if (!strcmp(name, "sleep")) {

@@ -23,6 +23,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "guests"))
 
 import guest_run
+from disk import DiskError, python
+from disk import make as make_disk
 from kernels import Image, KernelError, find, image
 from qemu import GuestError, Machine
 from script import Script
@@ -36,19 +38,19 @@ STORMS = 6
 ASKED = ("--comm", "init", "--mergeable-only", "--passes", "3")
 
 
-def with_fw_cfg(found: Image) -> Image:
-    """With the module that Debian's kernels need for it; the small ones have it built in."""
+def with_module(found: Image, name: str) -> Image:
+    """With a module of Debian's kernels, which the small ones have built in."""
     root = found.path.parent.parent
-    for path in root.glob(f"**/{found.release}/**/{FW_CFG}.ko*") if found.release else ():
+    for path in root.glob(f"**/{found.release}/**/{name}.ko*") if found.release else ():
         data = path.read_bytes()
         module = lzma.decompress(data) if path.suffix == ".xz" else data
-        return replace(found, modules={**found.modules, f"{FW_CFG}.ko": module})
+        return replace(found, modules={**found.modules, f"{name}.ko": module})
     return found
 
 
 def script_of(workload: str) -> str:
-    (chosen,) = (candidate for candidate in STATIC if candidate.name == workload)
     script = Script()
+    (chosen,) = (candidate for candidate in STATIC if candidate.name == workload)
     script.insmod(FW_CFG)
     chosen.write(script)
     return script.text()
@@ -133,6 +135,47 @@ def peeked(found: Image, work: Path) -> dict[str, Any]:
         return {**seen, "truth": asdict(guest_run.parse(boot + machine.console.lines))}
 
 
+def inside(found: Image, work: Path) -> dict[str, Any]:
+    """ksm-eval in the guest, by /proc/kcore and by /proc; from outside; and the guest's ksmd."""
+    disk = work / "harness" / "live.ext4"
+    make_disk(disk)
+    guest = replace(
+        guest_run.guest_of(with_module(found, "virtio_blk"), work, numa=False),
+        memory=(640,),
+        disk=disk,
+    )
+    run = Script()
+    run.insmod("virtio_blk")
+    run.disk()
+    run.write("/proc/sys/kernel/kptr_restrict", 2)
+    command = (*("PYTHONPATH=/ksm", "PYTHONDONTWRITEBYTECODE=1", python(), "-m", "ksm_eval"), "-q")
+    for via in ("kcore", "proc"):
+        run.run(*command, *("--via", via, "--format", "json"), *ASKED[:3])
+    script = script_of("base").replace("ready\n", f"{run.text()}ready\n")
+    seen: dict[str, Any] = {}
+    try:
+        with Machine(guest) as machine:
+            console = machine.console
+            console.wait_for("@idle")
+            guest_run.send_script(machine, script)
+            console.wait_for("@ready")
+            seen["qemu"] = ksm_eval("--qemu", str(machine.free_qmp), *ASKED[:3])
+            console.send(b"\n")
+            console.wait_for("@done")
+            lines = list(console.lines)
+    finally:
+        disk.unlink(missing_ok=True)
+    ends = [number for number, line in enumerate(lines) if line.startswith("@ran ")]
+    for via, end in zip(("kcore", "proc"), ends, strict=True):
+        start = max((n for n, line in enumerate(lines[:end]) if line == "{"), default=end)
+        seen[via] = {
+            "code": int(lines[end].split()[1]),
+            "report": json.loads("\n".join(lines[start:end])) if start < end else None,
+            "error": "\n".join(lines[max(0, end - 5) : end]),
+        }
+    return {**seen, "truth": asdict(guest_run.parse(lines))}
+
+
 def storm(found: Image, work: Path) -> list[dict[str, Any]]:
     """Evaluations of all processes while many come and go."""
     script = Script()
@@ -180,9 +223,10 @@ def silent(found: Image, work: Path) -> dict[str, Any]:
 
 def observe(found: Image, batching: Image, workload: str, work: Path) -> dict[str, Any]:
     """All that the test compares. `batching`: a kernel whose batches a read fills."""
-    found = with_fw_cfg(found)
+    found = with_module(found, FW_CFG)
     return {
-        "peeked": peeked(with_fw_cfg(batching), work),
+        "inside": inside(found, work),
+        "peeked": peeked(with_module(batching, FW_CFG), work),
         **at_rest(found, workload, work),
         "storm": storm(found, work),
         "killed": [killed(found, work, stage) for stage in ("walking", "reading")],
@@ -205,7 +249,7 @@ def main() -> None:
         work = options.work.resolve()
         found, batching = (image(find([name])[0], work) for name in (options.kernel, "6.1"))
         seen = observe(found, batching, options.workload, work)
-    except (KernelError, GuestError) as error:
+    except (KernelError, GuestError, DiskError) as error:
         sys.exit(f"error: {error}")
     options.json.write_text(json.dumps(seen, indent=1) + "\n")
 

@@ -29,6 +29,7 @@ import random_changing  # noqa: E402
 import random_static  # noqa: E402
 import report  # noqa: E402
 from measure import WORKLOADS, Result, kind_of, measure  # noqa: E402
+from warm import CUT, WARM  # noqa: E402
 from workloads import STATIC, Workload  # noqa: E402
 
 TOOLS = {
@@ -67,7 +68,7 @@ def chosen_workloads(options: argparse.Namespace) -> list[Workload]:
     if options.only_random:
         return []
     if not options.workload:
-        return WORKLOADS if options.changing else STATIC
+        return WORKLOADS if options.changing else [*STATIC, *CUT, *WARM]
     known = {workload.name: workload for workload in WORKLOADS}
     unknown = [name for name in options.workload if name not in known]
     if unknown:
@@ -82,7 +83,10 @@ def jobs(options: argparse.Namespace) -> list[Job]:
         smart = kernel.smart_scan
         for seed in options.seed:
             numa = kernel.nodes and seed % 3 == 0
-            found.append((kernel, random_static.workload(seed, smart_scan=smart, numa=numa)))
+            found += [
+                (kernel, write(seed, smart_scan=smart, numa=numa))
+                for write in (random_static.workload, random_static.warm_workload)
+            ]
             if options.changing:
                 found += [
                     (kernel, random_changing.workload(seed, smart_scan=smart, same_content=same))

@@ -16,11 +16,12 @@ from kernels import Image
 from qemu import GuestError
 from series import run_changing
 from static import run_static
+from warm import CUT, WARM, run_warm
 from workloads import STATIC, Workload
 
 from ksm_eval.errors import KsmEvalError
 
-WORKLOADS = [*STATIC, *CHANGING, *SAME_CONTENT]
+WORKLOADS = [*STATIC, *CUT, *WARM, *CHANGING, *SAME_CONTENT]
 SHOWN = (
     *("pages_shared", "pages_sharing", "pages_unshared", "pages_volatile"),
     *("stable_node_chains", "stable_node_dups", "ksm_zero_pages"),
@@ -32,7 +33,7 @@ class Result:
     kernel: str
     release: str
     workload: str
-    kind: str  # "static", "changing" or "same-content"
+    kind: str  # "static", "cut", "warm", "changing" or "same-content"
     points: int = 0
     equal: int = 0
     values: int = 0
@@ -83,6 +84,10 @@ def kind_of(workload: Workload) -> str:
         return "same-content"
     if workload in CHANGING or workload.name.startswith("random-changing"):
         return "changing"
+    if workload in CUT:
+        return "cut"
+    if workload in WARM or workload.name.startswith("random-warm"):
+        return "warm"
     return "static"
 
 
@@ -111,6 +116,8 @@ def _measure(image: Image, workload: Workload, work: Path, folder: Path | None) 
     try:
         if kind == "static":
             truth, comparison, settled = run_static(image, workload, work, elf, folder)
+        elif kind in ("cut", "warm"):
+            truth, comparison = run_warm(image, workload, work, elf, folder)
         else:
             truth, comparison = run_changing(image, workload, work, elf, folder)
     except Skipped as skipped:

@@ -10,6 +10,7 @@ from workloads import PASSES, Workload
 POOL, UNIQUE = 1000, 100_000
 ZERO = 0
 REGION_PAGES = (8, 160)
+WARM_PASSES = 7
 
 
 class Layout:
@@ -105,8 +106,8 @@ def settings(script: Script, random: Random, *, smart_scan: bool, numa: bool) ->
         script.knob("merge_across_nodes", random.randrange(2))
 
 
-def _write(script: Script, seed: int, *, smart_scan: bool, numa: bool) -> None:
-    random = Random(seed)
+def _memory(script: Script, random: Random, *, smart_scan: bool, numa: bool) -> Layout:
+    """Processes that have opted in."""
     settings(script, random, smart_scan=smart_scan, numa=numa)
     layout = Layout(script, random)
     everything = random.random() < 0.7  # opt in with all memory
@@ -129,8 +130,42 @@ def _write(script: Script, seed: int, *, smart_scan: bool, numa: bool) -> None:
             for region, pages in regions.items():
                 if random.random() < 0.8:
                     script.advise(process, region, 0, pages, MERGEABLE)
+    return layout
+
+
+def _write(script: Script, seed: int, *, smart_scan: bool, numa: bool) -> None:
+    _memory(script, Random(seed), smart_scan=smart_scan, numa=numa)
     script.ready()
     script.passes(PASSES)
+
+
+def _write_warm(script: Script, seed: int, *, smart_scan: bool, numa: bool) -> None:
+    """Changes between passes of ksmd and inside one, before the dump."""
+    random = Random(seed)
+    layout = _memory(script, random, smart_scan=smart_scan, numa=numa)
+    for _ in range(random.randint(1, 3)):
+        script.passes(random.randint(1, 3))
+        _change_some(layout, numa)
+    if random.random() < 0.7:
+        script.cut(random.choice((1, 20, 100, 400)))
+        if random.random() < 0.5:
+            _change_some(layout, numa)
+    script.ready()
+    script.passes(WARM_PASSES)
+
+
+def _change_some(layout: Layout, numa: bool) -> None:
+    random, script = layout.random, layout.script
+    for _ in range(random.randint(0, 5)):
+        process = random.choice(list(layout.regions))
+        kind = random.random()
+        if kind < 0.15 and len(layout.regions) < 12:
+            layout.process(process)
+        elif kind < 0.25 and len(layout.regions) > 1:
+            script.exit(process)
+            del layout.regions[process]
+        else:
+            _change(layout, process, numa)
 
 
 def _change(layout: Layout, process: int, numa: bool) -> None:
@@ -166,3 +201,12 @@ def workload(seed: int, *, smart_scan: bool, numa: bool) -> Workload:
         _write(script, seed, smart_scan=smart_scan, numa=numa)
 
     return Workload(f"random-{seed}", f"random memory, seed {seed}", write, numa=numa)
+
+
+def warm_workload(seed: int, *, smart_scan: bool, numa: bool) -> Workload:
+    """Dumped when ksmd has run."""
+
+    def write(script: Script) -> None:
+        _write_warm(script, seed, smart_scan=smart_scan, numa=numa)
+
+    return Workload(f"random-warm-{seed}", f"random memory, warm, seed {seed}", write, numa=numa)

@@ -7,7 +7,7 @@ from typing import Any
 
 Row = dict[str, Any]
 
-KINDS = ("static", "changing", "same-content")
+KINDS = ("static", "cut", "warm", "changing", "same-content")
 HEAD = """# Accuracy: the prediction against the real ksmd
 
 Made by `scripts/truth`; the same results, with every difference, are in `accuracy.json`.
@@ -121,6 +121,16 @@ def markdown(rows: list[Row], order: list[str], about: dict[str, str]) -> str:
         "static": (
             "Memory that stands still",
             "An entry is equal/compared passes. -: the kernel has not what the workload is about.",
+        ),
+        "cut": (
+            "Inside a pass",
+            "As above, and ksmd stops at some pages of a pass; every stop is a point.",
+        ),
+        "warm": (
+            "Dumps of a guest in which ksmd has run",
+            "The replay starts from ksmd's own records. The first point is what they add up to, "
+            "beside the guest's counters at the dump; then a pass a point. A pass that the dump "
+            "interrupted is finished first.",
         ),
         "changing": (
             "Memory that changes",

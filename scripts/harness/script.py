@@ -6,6 +6,8 @@ every process and boot; -1 is below the program, so the first that ksmd sees.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 KSM = "/sys/kernel/mm/ksm"
 THP = "/sys/kernel/mm/transparent_hugepage"
 HUGE = 512
@@ -18,12 +20,30 @@ PAGEOUT = 21
 ANONYMOUS, SHARED, FILE, HUGETLB, DROPPABLE = range(5)  # kinds of regions
 
 
+@dataclass(frozen=True)
+class Point:
+    """Where the guest's counters are read."""
+
+    full_scans: int
+    pages: int = 0  # that were scanned of the pass that follows
+
+
+@dataclass(frozen=True)
+class Dump:
+    """Where the host dumps."""
+
+    points: int  # before it
+    processes: list[int]  # that run
+
+
 class Script:
     """Lines in the order in which they happen."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
         self.processes: list[int] = []  # that run now
+        self.points: list[Point] = []
+        self.dumps: list[Dump] = []
 
     def _say(self, *words: object) -> None:
         self.lines.append(" ".join(str(word) for word in words))
@@ -63,13 +83,23 @@ class Script:
     def ready(self) -> None:
         """The host dumps here."""
         self._say("ready")
+        self.dumps.append(Dump(len(self.points), list(self.processes)))
 
     def wait(self) -> None:
         """As ready(), but nothing is printed, and so nothing allocated and freed."""
         self._say("wait")
 
     def passes(self, count: int) -> None:
+        """So many full scans; the first one finishes a pass that cut() began."""
         self.lines += ["pass"] * count
+        scans = self.points[-1].full_scans if self.points else 0
+        self.points += [Point(scans + number) for number in range(1, count + 1)]
+
+    def cut(self, pages: int) -> None:
+        """ksmd scans so many pages more, which must not be all that are left of the pass."""
+        self._say("cut", pages)
+        last = self.points[-1] if self.points else Point(0)
+        self.points.append(Point(last.full_scans, last.pages + pages))
 
     def step(self) -> None:
         """Of a changing workload: a dump in one boot, a pass of ksmd in the other."""

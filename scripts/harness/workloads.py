@@ -35,7 +35,9 @@ class Workload:
     all_vmas: bool = True  # the processes opted in with all their memory
 
 
-def _server(script: Script, *, workers: int = 4, hot: int = 90, opt_in: bool = True) -> None:
+def pre_fork_server(
+    script: Script, *, workers: int = 4, hot: int = 90, opt_in: bool = True
+) -> None:
     """A pre-fork server: process 0, workers 1 …; and 8, which shares nothing by fork."""
     server = script.start(0)
     script.map(server, 0, 120)
@@ -87,7 +89,7 @@ def _run(script: Script, passes: int = PASSES) -> None:
 
 
 def _base(script: Script) -> None:
-    _server(script)
+    pre_fork_server(script)
     outsider = script.fork(2, 9)  # shares its parent's frames, and is not scanned
     script.opt_out(outsider)
     never = script.start(10)
@@ -98,23 +100,24 @@ def _base(script: Script) -> None:
 
 def _zero_pages(script: Script) -> None:
     script.knob("use_zero_pages", 1)
-    _server(script)
+    pre_fork_server(script)
     _run(script)
 
 
 def _cap(script: Script) -> None:
     script.knob("max_page_sharing", 8)
-    _server(script)
+    pre_fork_server(script)
     _run(script)
 
 
 def _smart_scan_off(script: Script) -> None:
     script.knob("smart_scan", 0)
-    _server(script)
+    pre_fork_server(script)
     _run(script, 6)
 
 
-def _nodes(script: Script) -> None:
+def numa_memory(script: Script) -> None:
+    """Two nodes, merge_across_nodes=0."""
     script.knob("merge_across_nodes", 0)
     for process in (0, 1, 2):
         script.start(process)
@@ -131,11 +134,15 @@ def _nodes(script: Script) -> None:
     for child in (3, 4):
         script.fork(0, child)
         script.each(child, 2, 0, 30, REWRITTEN)
+
+
+def _nodes(script: Script) -> None:
+    numa_memory(script)
     _run(script)
 
 
 def _madvise(script: Script) -> None:
-    _server(script, opt_in=False)
+    pre_fork_server(script, opt_in=False)
     for process in (0, 1, 2, 4, 8):
         script.advise(process, 0, 0, 60, MERGEABLE)
     for process in (1, 2, 3):
@@ -159,7 +166,7 @@ def _last_bytes(script: Script) -> None:
 
 def _swap(script: Script) -> None:
     script.swap_on()
-    _server(script)
+    pre_fork_server(script)
     for worker in range(1, 5):
         script.advise(worker, 11, 0, 60, PAGEOUT)
         script.advise(worker, 12, 0, 10, PAGEOUT)
@@ -287,7 +294,7 @@ def _prot_none(script: Script, *, first: bool) -> None:
 
 
 def _late(script: Script) -> None:
-    _server(script, opt_in=False)
+    pre_fork_server(script, opt_in=False)
     for process in script.processes:
         script.rehearse(process)
     script.ready()

@@ -1,0 +1,403 @@
+"""The running kernel through /proc, on processes that are started here."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ksm_eval import cli
+from ksm_eval.collect import collect
+from ksm_eval.errors import TargetError, UsageError
+from ksm_eval.evaluate import open_live
+from ksm_eval.snapshot import Entry, FrameFlag, MappingFlag, Snapshot, has
+from ksm_eval.target import Gone, Selection, Target, Unreadable, proc_pages
+from ksm_eval.target.proc_maps import dax_devices, parse_smaps
+from ksm_eval.target.proc_nodes import nodes
+from ksm_eval.target.proc_tasks import ProcGroup, read_ksm_stat
+from ksm_eval.target.procfs import ProcTarget
+from tests import host
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+KSM_HOST = Path("/sys/kernel/mm/ksm/general_profit").exists()
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0 or not KSM_HOST, reason="needs root, and a kernel with KSM from 6.4 on"
+)
+
+
+@pytest.fixture(scope="module")
+def frozen() -> Iterator[list[int]]:
+    with host.frozen_prefork() as pids:
+        yield pids
+
+
+@pytest.fixture
+def target() -> Iterator[Target]:
+    opened = open_live("proc")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def snapshot(frozen: list[int]) -> Snapshot:
+    opened = open_live("proc")
+    found = collect(opened, Selection(pids=(frozen[0],), children=True))
+    opened.close()
+    return found
+
+
+def smaps_kb(pids: list[int], key: str) -> int:
+    return sum(
+        int(line.split()[1])
+        for pid in pids
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        if line.startswith(f"{key}:")
+    )
+
+
+def test_every_page_is_there(frozen: list[int], snapshot: Snapshot) -> None:
+    """Anonymous memory as the kernel counts it: mappings, frames, huge pages."""
+    assert snapshot.processes.pid.tolist() == frozen
+    assert len(snapshot.mappings) * 4 == smaps_kb(frozen, "Anonymous")
+    # Nobody else maps these frames; smaps_rollup cuts PSS to 1 kB a process.
+    assert len(snapshot.frames) * 4 == pytest.approx(smaps_kb(frozen, "Pss_Anon"), abs=4)
+    huge = has(snapshot.mappings.flags, MappingFlag.HUGE)
+    assert int(huge.sum()) * 4 == smaps_kb(frozen, "AnonHugePages")
+    assert not has(snapshot.frames.flags, FrameFlag.UNREADABLE).any()
+    assert snapshot.meta.unreadable == {}
+    # 40 PROT_NONE pages in each process; 200 zero pages and 12 in a THP, once.
+    assert int(has(snapshot.mappings.flags, MappingFlag.PROT_NONE).sum()) == 40 * len(frozen)
+    assert int(has(snapshot.frames.flags, FrameFlag.ZERO).sum()) >= 212
+
+
+def test_mapcounts(frozen: list[int], snapshot: Snapshot) -> None:
+    """Of frames that only these processes map: as often as the snapshot does."""
+    mine = np.bincount(snapshot.mappings.frame, minlength=len(snapshot.frames))
+    np.testing.assert_array_equal(snapshot.frames.mapcount, mine)
+    assert mine.max() == len(frozen)
+
+
+def test_compounds(snapshot: Snapshot) -> None:
+    whole = snapshot.compounds.pages == 512
+    heads = snapshot.compounds.head[whole]
+    assert len(heads) >= 3
+    assert (heads % 512 == 0).all()
+    assert set(snapshot.compounds.pmd_mapcount[whole].tolist()) <= {0, 1, 4}
+
+
+def test_contents(frozen: list[int], snapshot: Snapshot) -> None:
+    """Equal hashes where the pages are equal, read one by one by other means."""
+    rows = np.flatnonzero(snapshot.vmas.process == 0)
+    first: dict[int, bytes] = {}
+    with Path(f"/proc/{frozen[0]}/mem").open("rb", buffering=0) as memory:
+        for vma in rows.tolist():
+            start, end = snapshot.vmas.offset[vma : vma + 2].tolist()
+            for mapping in range(start, end, 7):
+                page = int(snapshot.mappings.page[mapping])
+                address = int(snapshot.vmas.start[vma]) + page * PAGE
+                content = os.pread(memory.fileno(), PAGE, address)
+                key = int(snapshot.frames.hash[snapshot.mappings.frame[mapping]])
+                assert first.setdefault(key, content) == content
+    assert len(first) == len(set(first.values()))
+    assert len(first) > 100
+
+
+def test_nothing_is_disturbed(frozen: list[int]) -> None:
+    def state() -> dict[str, int]:
+        keys = ("Rss", "AnonHugePages", "Swap", "Anonymous", "Pss_Anon")
+        found = {key: smaps_kb(frozen, key) for key in keys}
+        for pid in frozen:
+            words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            found[f"minflt {pid}"], found[f"majflt {pid}"] = int(words[7]), int(words[9])
+        return found
+
+    before = state()
+    assert before["AnonHugePages"] > 0
+    assert cli.run(["-q", "--pid", str(frozen[0]), "--children", "-o", "/dev/null"]) == 0
+    assert state() == before
+
+
+def test_selection(frozen: list[int], target: Target) -> None:
+    def pids(**selection: object) -> list[int]:
+        return [p.pid for p in target.processes(Selection(**selection))]  # type: ignore[arg-type]
+
+    parent = frozen[0]
+    assert pids(pids=(parent,), children=True) == frozen
+    assert pids(pids=tuple(frozen[::-1])) == frozen
+    comm = Path(f"/proc/{parent}/comm").read_text().strip()
+    assert set(frozen) <= set(pids(comms=(comm,)))
+    everything = pids(all=True)
+    assert set(frozen) <= set(everything)
+    assert os.getpid() not in everything
+    assert os.getpid() in pids(pids=(os.getpid(),))
+    path = Path(f"/proc/{parent}/cgroup").read_text().partition("0::")[2].split("\n")[0]
+    if path:
+        assert set(frozen) <= set(pids(cgroups=(path,)))
+    process = target.processes(Selection(pids=(parent,)))[0]
+    assert (process.uid, process.registered, process.comm) == (0, True, comm)
+    assert process.observed["ksm_rmap_items"] == 0
+    for wrong, message in (
+        (Selection(pids=(1 << 22,)), "does not exist"),
+        (Selection(pids=(2,)), "kernel thread"),
+        (Selection(comms=("no such",)), "no process is called"),
+        (Selection(cgroups=("/no/such",)), "no process is in cgroup"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            target.processes(wrong)
+
+
+@pytest.fixture
+def sleeper() -> Iterator[Callable[[str], list[int]]]:
+    """Start Python with a program that prints pids and then sleeps."""
+    started = []
+
+    def start(program: str) -> list[int]:
+        source = f"import ctypes, os, sys, threading, time\n{program}\ntime.sleep(1000)"
+        process = subprocess.Popen([sys.executable, "-S", "-c", source], stdout=subprocess.PIPE)
+        started.append(process)
+        assert process.stdout is not None
+        return [process.pid, *map(int, process.stdout.readline().split())]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def test_a_thread_stands_for_its_process(
+    sleeper: Callable[[str], list[int]], target: Target
+) -> None:
+    pid, thread = sleeper(
+        "t = threading.Thread(target=time.sleep, args=(1000,), daemon=True); t.start()\n"
+        "print(t.native_id, flush=True)"
+    )
+    assert [p.pid for p in target.processes(Selection(pids=(thread,)))] == [pid]
+
+
+def test_a_shared_mm_counts_once(sleeper: Callable[[str], list[int]], target: Target) -> None:
+    """clone(CLONE_VM) without CLONE_THREAD, as vfork() makes it; a fork of the same program
+    has its own."""
+    pid, shared, forked = sleeper(
+        "libc = ctypes.CDLL(None)\n"
+        "stack = ctypes.create_string_buffer(65536)\n"
+        "top = ctypes.c_void_p(ctypes.addressof(stack) + 65536 - 64)\n"
+        "shared = libc.clone(ctypes.cast(libc.pause, ctypes.c_void_p), top, 0x100 | 17, None)\n"
+        "forked = os.fork() or time.sleep(1000)\n"
+        "print(shared, forked, flush=True)"
+    )
+    try:
+        found = target.processes(Selection(pids=(shared, pid, forked)))
+        assert [p.pid for p in found] == [pid, forked]
+    finally:
+        os.kill(shared, signal.SIGKILL)
+        os.kill(forked, signal.SIGKILL)
+
+
+def test_processes_that_end(sleeper: Callable[[str], list[int]]) -> None:
+    """Between any two steps: never an exception, never another process's pages."""
+    pid, *_ = sleeper("print(flush=True)")
+    for explicit, kind in ((False, Gone), (True, Unreadable)):
+        target = open_live("proc")
+        (process,) = target.processes(Selection(pids=(pid,)))
+        group = process.handle
+        assert isinstance(group, ProcGroup)
+        group.explicit = explicit
+        # The pid is another process's by now: one that started later.
+        recycled = replace(group, stat=replace(group.stat, start_time=group.stat.start_time - 1))
+        with pytest.raises(Unreadable) as caught:
+            target.vmas(replace(process, handle=recycled), mergeable_only=False)
+        assert type(caught.value) is kind
+        with pytest.raises(Unreadable):
+            target.walk(replace(process, handle=recycled), [])
+        target.close()
+    target = open_live("proc")
+    (process,) = target.processes(Selection(pids=(pid,)))
+    vmas = [vma for vma in target.vmas(process, mergeable_only=False) if not vma.reason]
+    walked = target.walk(process, vmas)
+    pfns = np.unique(walked.pfn)
+    target.frames(pfns)
+    places = target.places(pfns).tolist()
+    assert len(target.read_pages(places[0], 1)) == PAGE
+    os.kill(pid, signal.SIGKILL)
+    host.wait_ended(pid)
+    for place in places:
+        with pytest.raises(Unreadable):
+            target.read_pages(place, 1)
+    with pytest.raises(Unreadable):
+        target.vmas(process, mergeable_only=False)
+    target.close()
+
+
+@pytest.mark.parametrize("drop", ["uid", "CAP_SYS_ADMIN"])
+def test_without_permission(drop: str) -> None:
+    """One line that says what is missing, and the command that works."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:  # pragma: no cover
+        code = 99
+        try:
+            os.dup2(write, 2)
+            sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+            if drop == "uid":
+                os.setgid(65534)
+                os.setuid(65534)
+            else:
+                libc = ctypes.CDLL(None)
+                header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+                sets = (ctypes.c_uint32 * 6)()
+                libc.capget(header, sets)
+                for position in range(3):
+                    sets[position] &= ~(1 << 21)
+                libc.capset(header, sets)
+            code = cli.run(["-q", "--pid", str(os.getppid()), "-o", "/dev/null"])
+        finally:
+            os._exit(code)
+    os.close(write)
+    _, status = os.waitpid(child, 0)
+    with os.fdopen(read) as file:
+        text = file.read()
+    assert os.waitstatus_to_exitcode(status) == 3, text
+    message, hint = text.splitlines()
+    assert "pagemap cannot be read" in message if drop == "uid" else "are hidden" in message
+    assert "sudo ksm-eval" in hint
+
+
+def test_drgn_is_not_needed(frozen: list[int]) -> None:
+    program = (
+        "import sys; sys.modules['drgn'] = None; from ksm_eval.cli import run;"
+        f"sys.exit(run(['-q', '--via', 'proc', '--pid', '{frozen[0]}', '--format', 'json']))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["run"]["drgn"] is None
+    assert report["target"]["kind"] == "procfs"
+    assert "the running kernel was read through /proc: as asked" in report["notes"]
+
+
+def test_lookup_finds_what_single_reads_find() -> None:
+    fd = os.open("/proc/kpageflags", os.O_RDONLY)
+    pfns = np.unique(np.random.default_rng(1).integers(0, 1 << 16, 3000)).astype(np.uint64)
+    pfns = np.concatenate((pfns, np.arange(70_000, 70_500, dtype=np.uint64)))
+    found = proc_pages.lookup(fd, np.append(pfns, np.uint64(1 << 40)))
+    bits = proc_pages.KPF_ZERO_PAGE | 1 << 20  # what does not change: these and holes
+    for number, flag in zip(pfns[::50].tolist(), found[:-1][::50].tolist(), strict=True):
+        one = int.from_bytes(os.pread(fd, 8, number * 8), "little")
+        assert one & bits == flag & bits
+    assert found[-1] == 0  # beyond the end
+    os.close(fd)
+
+
+def test_the_extent_of_compounds(tmp_path: Path) -> None:
+    """Orders 0, 1, 2 and 3 in one block of 16, and a whole block."""
+    flags = np.zeros(32, np.uint64)
+    for first, pages in ((2, 2), (4, 4), (8, 8), (16, 16)):
+        flags[first + 1 : first + pages] = proc_pages.KPF_TAIL
+    (tmp_path / "kpageflags").write_bytes(flags.tobytes())
+    fd = os.open(tmp_path / "kpageflags", os.O_RDONLY)
+    pfns = np.array([0, 1, 3, 4, 6, 7, 8, 15, 16, 31], np.uint64)
+    head, size = proc_pages.compounds(fd, pfns, 16)
+    os.close(fd)
+    assert head.tolist() == [0, 1, 2, 4, 4, 4, 8, 8, 16, 16]
+    assert size.tolist() == [1, 1, 2, 4, 4, 4, 8, 8, 16, 16]
+
+
+def test_nodes(tmp_path: Path) -> None:
+    for node, blocks in ((0, (0, 1)), (1, (2, 5))):
+        for block in blocks:
+            (tmp_path / f"node/node{node}/memory{block}").mkdir(parents=True)
+    (tmp_path / "memory").mkdir()
+    notes: list[str] = []
+    pfns = np.array([0, 0x7FFF, 0x8000, 0x10000, 0x2FFFF, 1 << 30], np.uint64)
+    assert nodes(pfns, 4096, notes, tmp_path).tolist() == [0] * 6
+    assert len(notes) == 1
+    (tmp_path / "memory/block_size_bytes").write_text("8000000\n")
+    assert nodes(pfns, 4096, [], tmp_path).tolist() == [0, 0, 0, 1, 1, 0]
+
+
+SMAPS = """\
+00400000-00401000 r-xp 00000000 08:01 42                         /a b\\012c (deleted)
+Anonymous:             0 kB
+VmFlags: rd ex mr mw me
+7f0000000000-7f0000200000 rw-p 00000000 00:00 0 
+Anonymous:            16 kB
+AnonHugePages:         0 kB
+Swap:                  0 kB
+VmFlags: rd wr mr mw me ac sd hg mg
+7f0000200000-7f0000400000 rw-p 00000000 103:02 7 /dax/file
+Anonymous:             0 kB
+Swap:                  4 kB
+SwapPss:               9 kB
+VmFlags: rd wr mr mw me
+7fff00000000-7fff00002000 r--p 00000000 00:00 0 [vvar]
+VmFlags: rd mr pf io de dd
+7fff00002000-7fff00003000 rw-s 00000000 00:01 9 /dev/zero (deleted)
+VmFlags: rd wr sh mr mw me ms sd
+ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsyscall]
+VmFlags: ex
+"""
+
+
+def test_smaps() -> None:
+    dax = frozenset({"103:02"})
+    vmas = parse_smaps(SMAPS, mergeable_only=False, dax_devices=dax)
+    assert [(vma.name, vma.reason, vma.has_anon) for vma in vmas] == [
+        ("/a b\nc (deleted)", "", False),
+        ("", "", True),
+        ("/dax/file", "DAX", True),
+        ("[vvar]", "VM_PFNMAP", False),
+        ("/dev/zero (deleted)", "shared mapping", False),
+    ]
+    assert (vmas[1].start, vmas[1].end) == (0x7F0000000000, 0x7F0000200000)
+    only = parse_smaps(SMAPS, mergeable_only=True, dax_devices=dax)
+    assert [vma.reason for vma in only[:3]] == ["not madvised", "", "DAX"]
+    for broken in (SMAPS[:-12], SMAPS.replace("VmFlags: rd ex mr mw me\n", ""), "nonsense\n"):
+        with pytest.raises(ValueError, match="smaps"):
+            parse_smaps(broken, mergeable_only=False, dax_devices=dax)
+
+
+def test_dax_mounts(tmp_path: Path) -> None:
+    (tmp_path / "mountinfo").write_text(
+        "36 35 98:0 / /mnt rw,noatime shared:1 - ext3 /dev/root rw,errors=continue\n"
+        "37 35 259:2 / /dax rw,noatime shared:1 - xfs /dev/pmem0 rw,attr2,dax=always\n\n"
+    )
+    assert dax_devices(tmp_path / "mountinfo") == {"103:02"}
+    assert dax_devices(tmp_path / "none") == frozenset()
+
+
+def test_the_tests_processes_did_not_opt_in() -> None:
+    assert not read_ksm_stat(os.getpid()).registered
+
+
+def test_rules_of_this_host(target: Target) -> None:
+    assert isinstance(target, ProcTarget)
+    rules = target.rules()
+    assert rules.general_profit
+    assert rules.zero_counter == Path("/sys/kernel/mm/ksm/ksm_zero_pages").exists()
+    assert target.info.sizeof["stable_node"] == 64
+    assert target.info.total_ram_pages * PAGE > 1 << 28
+    assert target.ksmd([]) is None
+    assert "cannot be read through /proc" in target.info.notes[-1]
+
+
+def test_entries(snapshot: Snapshot) -> None:
+    totals = snapshot.vmas.entries.sum(axis=0)
+    assert int(totals[Entry.CANDIDATE]) == len(snapshot.mappings)
+    assert int(totals[Entry.UNREADABLE]) == 0
+
+
+@pytest.mark.skipif(Path("/proc/kcore").exists(), reason="this host has /proc/kcore")
+def test_kcore_where_there_is_none() -> None:
+    with pytest.raises(TargetError, match="/proc/kcore"):
+        open_live("kcore")
