@@ -16,6 +16,10 @@ from typing import Any
 import pytest
 
 from ksm_eval.cli import run
+from ksm_eval.errors import UsageError
+from ksm_eval.target import Selection, pid_ns
+from ksm_eval.target.program import open_core
+from tests.fixtures import TINY, opted_in, vmcore
 
 ROOT = Path(__file__).parent.parent
 MISSING = [t for t in ("qemu-system-x86_64", "musl-gcc", "apt-get") if not shutil.which(t)]
@@ -211,6 +215,19 @@ def test_no_qmp_socket(
         assert "is no QMP socket" in _fails(capsys, listener.getsockname())
     finally:
         thread.join()
+
+
+def test_pids_as_the_caller_sees_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By each task's numbers: the saved kernel has the initial namespace only."""
+    prog = open_core(vmcore(TINY)).prog
+    namespace = prog["init_pid_ns"].ns.inum.value_()
+    assert namespace == pid_ns.INITIAL
+    monkeypatch.setattr(pid_ns, "INITIAL", 0)
+    wanted, notes = Selection(pids=tuple(opted_in(TINY))), list[str]()
+    assert pid_ns.translated(prog, wanted, notes, namespace) == wanted
+    assert len(notes) == 1
+    with pytest.raises(UsageError, match="does not exist in this pid namespace"):
+        pid_ns.translated(prog, wanted, notes, namespace + 1)
 
 
 def test_no_kcore(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

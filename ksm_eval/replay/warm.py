@@ -80,6 +80,7 @@ class Warm(Series):
             raise ValueError("the snapshot has no records of ksmd")
         super().__init__(snapshot, settings)
         self.resumed: list[int] | None = None  # the rest of the pass that is under way
+        self.here = 0  # how many of them are of the process that ksmd is at
         self.advance(snapshot)
         self._adopt_nodes(state)
         self._adopt_tree(state)
@@ -270,22 +271,57 @@ class Warm(Series):
         place = (state.cursor_process, state.cursor_address)
         row = self.row.tolist()
         self.resumed = [i for i in self.visits if (row[i], address[i]) >= place]
+        self.here = sum(row[i] == state.cursor_process for i in self.resumed)
         now = state.item_unstable & (state.item_seqnr == state.full_scans & SEQNR_MASK)
-        for i in items[now & (items >= 0)].tolist():
+        self.passes += 1
+        # Items of the dead are freed next. A page that was written since is in the tree where
+        # its old contents belong: hardly any search gets there.
+        there = now & (state.item_process >= 0)
+        changed = (
+            there & ~state.item_current & (np.array([*self.frame, GONE], np.int64)[items] >= 0)
+        )
+        inserted = items[there & ~changed].tolist()
+        inserted.sort(key=lambda i: (row[i], address[i]))
+        for i in inserted:
             if self.frame[i] >= 0:
                 self.unstable.setdefault(self.content[self.frame[i]], i)
-        self.shaped = False
-        self.passes += 1
-        if self.poisoned or self.zero_subpages:
-            self.shape_unknown = self.passes
+        self._grow_trees(inserted)
+
+    def _grow_trees(self, inserted: list[int]) -> None:
+        """The unstable trees of the pass under way, where their shape decides: as if nothing had
+        been erased from them, and pages that are gone by now were there only as the first."""
+        first_gone = bool(inserted) and self.frame[inserted[0]] < 0
+        gone = any(self.frame[i] < 0 for i in inserted)
+        if not (gone or self.poisoned or self.zero_subpages):
+            self.shaped = False
+            return
+        self.shape_unknown = self.passes
+        # Without ranks all searches end there at once, if there is one tree only.
+        self.shaped = self.has_order or (first_gone and self.across_nodes)
+        if not self.shaped:
+            return
+        for i in inserted:
+            f = self.frame[i]
+            tree = self.trees.setdefault(self.numa[f] if f >= 0 else 0, RedBlackTree())
+            rank, parent, at, left = self.rank[f] if f >= 0 else 0, None, tree.root, False
+            if f < 0 and at is not None:
+                continue  # where it was is not known
+            while at is not None and at.rank != rank and self.frame[at.item] >= 0:
+                parent, left = at, rank < at.rank
+                at = at.left if left else at.right
+            if at is None:
+                node = self.tree_nodes[i] = Node(i, rank)
+                tree.insert(node, parent, left)
 
     def full_scan(self) -> None:
         if self.resumed is None:
             super().full_scan()
             return
         visits, self.resumed = self.resumed, None
-        self.scan(self.dead)
-        self.scan(visits)
+        here = self.here
+        self.scan(visits[:here])
+        self.scan(self.dead)  # __ksm_exit() moved them to behind the process that ksmd is at
+        self.scan(visits[here:])
         self._forget_freed()
 
     def result(self) -> PassResult:

@@ -2,7 +2,7 @@
 
 Boots each kernel under QEMU with each workload, dumps its memory, lets the guest's ksmd make
 exact passes, replays the dump and compares every counter after every pass. Without arguments:
-all kernels and all static workloads. docs/accuracy.md has the result and says more.
+all kernels and all workloads but the changing ones. docs/accuracy.md has the result and says more.
 """
 
 from __future__ import annotations

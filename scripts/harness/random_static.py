@@ -22,6 +22,7 @@ class Layout:
         self.regions: dict[int, dict[int, int]] = {}  # process -> region -> pages
         self.pool = random.choice((3, 20, 80, 200))  # different contents that repeat
         self.unique = UNIQUE
+        self.locked: set[tuple[int, int]] = set()  # (process, region)
         self.next_region = 0
         self.next_process = 0
         self.zero_share = random.choice((0, 0.1, 0.3))
@@ -183,7 +184,8 @@ def _change(layout: Layout, process: int, numa: bool) -> None:
         script.protect(process, region, first, pages, 0)
         del layout.regions[process][region]  # nobody writes there again
     elif kind < 0.86:
-        script.advise(process, region, first, pages, DONTNEED)
+        if (process, region) not in layout.locked:  # EINVAL
+            script.advise(process, region, first, pages, DONTNEED)
     elif kind < 0.93:
         script.pin(process, region, first, min(pages, 6))
     elif numa:
@@ -194,6 +196,7 @@ def _change(layout: Layout, process: int, numa: bool) -> None:
         layout.write(process, number, 0, 60)
     else:
         script.lock(process, region, first, pages)
+        layout.locked.add((process, region))
 
 
 def workload(seed: int, *, smart_scan: bool, numa: bool) -> Workload:
