@@ -44,9 +44,10 @@ more suites than the system uses and apart from its lists; the small ones are bu
 `scripts/fixtures/build-kernel`. It needs `qemu-system-x86`, `musl-tools` and, for the small ones,
 what `build-kernel` names. Kernels are a table in `scripts/harness/kernels.py`, workloads are in
 `scripts/harness/workloads.py`, `warm.py`, `changing.py`, `random_static.py` and
-`random_changing.py`. A kernel is booted once, and every run goes on from its saved state; a run takes some 5 seconds, a changing
-one 20. `--keep DIR` keeps the dumps and the truth of runs that differ. `tests/test_harness.py` runs
-a part of it; with `KSM_EVAL_WORK=build` it takes the kernels that are there already.
+`random_changing.py`. A kernel is booted once, and every run goes on from its saved state; a run
+takes some 5 seconds, a changing one 20. `--keep DIR` keeps the dumps and
+the truth of runs that differ. `tests/test_harness.py` runs a part of it; with
+`KSM_EVAL_WORK=build` it takes the kernels that are there already.
 """
 
 
