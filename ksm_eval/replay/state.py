@@ -173,7 +173,7 @@ class State:
     def _drop(self, node: int) -> int:
         """The items of a stale node leave it; how many they were. Only memory that changes
         has stale nodes."""
-        raise NotImplementedError
+        raise AssertionError(f"stable node {node} is stale in a memory that stands still")
 
     def process_rows(self) -> I64:
         """Row in Processes of each item; -1: of none that is there any more."""
