@@ -155,7 +155,7 @@ def _verdict(console: Console, report: Report) -> None:
             text += f"not worth it, {human_bytes(-savings.net_bytes)} lost."
     console.print(text, style="bold")
     profit = report.system.counters.get("general_profit")
-    if profit is not None and profit > savings.net_bytes:
+    if profit is not None and profit > max(savings.net_bytes, 0):
         console.print(
             f"(general_profit will say {human_bytes(profit)}: it counts every mapping as saved, "
             "also those that share a frame since fork, or with others that were not selected.)"
