@@ -222,6 +222,9 @@ class BtfFinder:
         kind = btf.kind(type_id)
         if kind == Kind.VOID:
             return prog.void_type()
+        if kind in (Kind.INT, Kind.FLOAT) and btf.size(type_id) not in (1, 2, 4, 8, 12, 16):
+            # As btf_int_check_meta() of kernel/bpf/btf.c; drgn would refuse its values later.
+            raise BtfError(f"a number of {btf.size(type_id)} bytes")
         if kind == Kind.INT:
             encoding = btf.int_encoding(type_id)
             if encoding.bool:
