@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ksm_eval.collect_ksmd import ksmd_state
 from ksm_eval.errors import TargetError
+from ksm_eval.footprint import available_bytes
 from ksm_eval.memcmp_order import with_memcmp_order
 from ksm_eval.save_check import Invalid, check_ksmd
 from ksm_eval.snapshot import (
@@ -32,6 +33,7 @@ from ksm_eval.snapshot import (
 )
 from ksm_eval.sweep import sweep
 from ksm_eval.target import (
+    WALKING,
     FrameTable,
     Gone,
     Process,
@@ -43,6 +45,9 @@ from ksm_eval.target import (
     Vma,
     WalkedVmas,
 )
+
+BYTES_A_MAPPING = 200
+"""Of memory that collecting and replaying take at most, where each mapping has its own frame."""
 
 
 @dataclass
@@ -111,6 +116,7 @@ def collect(
             f"{len(walked.gone)} processes ended while they were read and are left out: "
             + ", ".join(walked.gone)
         )
+    _require_memory(sum(walked.counts))
     pfn = np.concatenate([np.empty(0, np.uint64), *walked.pfn])
     pfns, row = _distinct(pfn)
     table = target.frames(pfns)
@@ -211,8 +217,18 @@ def _walk(
         if reason:
             walked.lost.append(f"pid {process.pid} ({process.comm}): {reason}")
         if progress is not None:
-            progress("walking page tables", done + 1, len(processes))
+            progress(WALKING, done + 1, len(processes))
     return walked
+
+
+def _require_memory(mappings: int) -> None:
+    needed, left = BYTES_A_MAPPING * mappings, available_bytes()
+    if needed > left:
+        raise TargetError(
+            f"{mappings} pages need {needed >> 20} MiB of memory, and this machine has only "
+            f"{left >> 20} MiB left",
+            "select fewer processes, or evaluate a vmcore on a larger machine",
+        )
 
 
 def _nothing_read(info: TargetInfo, walked: _Walked) -> TargetError:

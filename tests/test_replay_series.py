@@ -108,6 +108,25 @@ def test_a_merged_page_is_written_and_written_back() -> None:
     assert series(*samples, rules=KERNEL_6_1)[4:] == [(1, 1, 1, 0), (1, 1, 1, 0)]
 
 
+def test_writes_to_merged_pages_are_cow_faults() -> None:
+    """Merged in pass 2; both are written by the third sample, one again by the fourth, when it
+    is not merged any more. A page that is not merged takes no fault."""
+
+    def breaks(*samples: str, settings: Settings = CALM) -> list[int]:
+        made = [one(sample) for sample in samples]
+        return [result.cow_breaks for result in simulate_series(made, settings)]
+
+    assert breaks("XXY", "XXY", "abZ", "cbZ") == [0, 0, 2, 0]
+    assert breaks("XXX", "XXX", "aXX", "aXX", "abX") == [0, 0, 1, 0, 1]
+    assert breaks("aXb", "cXd", "eXf") == [0, 0, 0]
+
+
+def test_writes_to_zero_pages_are_faults_too() -> None:
+    zero = [one([ZERO, "Y"]), one([ZERO, "Y"]), one(["a", "Y"])]
+    settings = Settings(smart_scan=False, use_zero_pages=True)
+    assert [r.cow_breaks for r in simulate_series(zero, settings)] == [0, 0, 1]
+
+
 def test_a_stable_node_without_mappings_goes_at_the_first_touch() -> None:
     rows = series("XX", "XX", "ab", "ab", "XX", "XX")
     assert rows == [(0, 0, 0, 2), (1, 1, 0, 0), (0, 0, 0, 2), (0, 0, 2, 0), (0, 0, 0, 2),

@@ -41,6 +41,9 @@ RUN = Run(
     command=("ksm-eval", "--format", "json"),
     time=1.7e9,
     duration=1.25,
+    cpu_seconds=0.75,
+    bytes_read=130 * 1024**2,
+    max_rss_bytes=95 * 1024**2,
     snapshot=None,
 )
 

@@ -144,14 +144,18 @@ def remappable(snapshot: Snapshot, positions: I64) -> NDArray[np.bool_]:
     return free
 
 
+def blocked_by_prot_none(snapshot: Snapshot) -> bool:
+    """Whether there are PROT_NONE pages, which this kernel cannot read in the unstable tree."""
+    prot_none = (snapshot.mappings.flags & MappingFlag.PROT_NONE) != 0
+    return snapshot.meta.rules.prot_none_unreadable and bool(prot_none.any())
+
+
 def poisoned(snapshot: Snapshot) -> bool:
     """Whether the shape of the unstable tree decides, so that everything must be replayed.
 
     Raises TargetError if it does and the snapshot does not have `Frames.order`.
     """
-    if not snapshot.meta.rules.prot_none_unreadable:
-        return False
-    if not bool((snapshot.mappings.flags & MappingFlag.PROT_NONE).any()):
+    if not blocked_by_prot_none(snapshot):
         return False
     if snapshot.frames.order is None:
         raise TargetError(

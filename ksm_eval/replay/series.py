@@ -13,11 +13,13 @@ only by searches of their own content, which can leave stable_node_chains and _d
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ksm_eval.replay.contents import (
+    REMAPPED,
     ZERO_PAGE,
     blocked_mappings,
     checked_mappings,
@@ -89,6 +91,7 @@ class Series(Ksmd):
         self.parents: dict[Key, Key] = {}  # of the processes that are new in this sample
         self.copied: dict[Key, tuple[int, int]] = {}  # counters a process started with (6.1)
         self.last: dict[Key, tuple[int, int]] = {}
+        self.cow_breaks = 0  # since the last full scan
 
     def advance(self, snapshot: Snapshot) -> None:
         """The memory is as in `snapshot` now."""
@@ -123,6 +126,9 @@ class Series(Ksmd):
         frames = np.array([*self.frame, GONE], np.int64)[before.slot]
         node = np.array([*self.node, ORDINARY, ORDINARY, ORDINARY], np.int64)[frames]
         # What ksmd merged stays. Other frames do where the target's did, and with a fork.
+        merged = own & ((frames == ZERO_PAGE) | (frames == REMAPPED) | (node >= 0))
+        written = merged & source & (before.content >= 0) & (content >= 0) & ~same
+        self.cow_breaks = int(written.sum())
         keep = same & (same_pfn | (own & ((frames < 0) | (node >= 0))))
         dissolved = keep & (raw < 0) & (frames >= 0)
         for f in np.unique(frames[dissolved]).tolist():
@@ -394,6 +400,9 @@ class Series(Ksmd):
                     np.zeros(len(base), np.int64) if zero is None else zero,
                 ),
             )
+        # Without ranks a chain is pruned only by searches of its own content.
+        exact = self.shape_unknown != self.passes and (self.has_order or not self.stable.chains)
+        found = replace(found, cow_breaks=self.cow_breaks, exact=exact)
         ours = found.processes
         pairs = zip(ours.ksm_rmap_items.tolist(), ours.ksm_merging_pages.tolist(), strict=True)
         self.last = dict(zip(self.keys, pairs, strict=True))

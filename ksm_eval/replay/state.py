@@ -48,6 +48,10 @@ class PassResult:
 
     counters: Counters
     processes: ProcessCounters
+    cow_breaks: int = 0
+    """Merged mappings that had been written since the scan before: each took a COW fault."""
+    exact: bool = True
+    """False: depends on the order of the contents, which the snapshots do not tell."""
 
 
 class State:

@@ -19,7 +19,7 @@ from ksm_eval.report.blocks import (
     table_of,
     title,
 )
-from ksm_eval.report.model import Completeness, Phase, ProcessRow, Report
+from ksm_eval.report.model import Completeness, Phase, ProcessRow, Report, Run
 from ksm_eval.report.passes import stillness, timeline, verification
 from ksm_eval.report.text import printable
 
@@ -48,6 +48,7 @@ _FREED_BY = {
 
 def to_terminal(
     report: Report,
+    run: Run | None = None,
     *,
     width: int = WIDTH,
     color: bool = False,
@@ -77,11 +78,13 @@ def to_terminal(
     _counters(console, report, actual, printable(actual_label))
     verification(console, report.verify)
     timeline(console, report.timeline)
-    stillness(console, report.calm)
+    stillness(console, report)
     _savings(console, report)
     _processes(console, report)
     _ineligible(console, report)
     _settings(console, report)
+    if run is not None and report.target.kind != "vmcore" and run.snapshot is None:
+        _cost(console, run)
     if report.notes:
         title(console, "Notes")
         for note in report.notes:
@@ -154,6 +157,14 @@ def _verdict(console: Console, report: Report) -> None:
         else:
             text += f"not worth it, {human_bytes(-savings.net_bytes)} lost."
     console.print(text, style="bold")
+    if report.calm is not None and savings.frames_freed:
+        still = counted(report.calm.frames_freed, "frame", "frames")
+        console.print(
+            f"That is if all pages stay as they are. Pages that stood still over "
+            f"{report.calm.samples} samples free {still} "
+            f"({human_bytes(report.calm.bytes_freed)}) alone, "
+            f"{human_bytes(report.calm.net_bytes)} net."
+        )
     profit = report.system.counters.get("general_profit")
     if profit is not None and profit > max(savings.net_bytes, 0):
         console.print(
@@ -312,3 +323,12 @@ def _settings(console: Console, report: Report) -> None:
         cells = (printable(name), str(int(setting.value)), printable(setting.source))
         table.add_row(*map(plain, cells))
     console.print(table)
+
+
+def _cost(console: Console, run: Run) -> None:
+    """What it cost the host that runs the workload."""
+    title(console, "What this evaluation cost")
+    console.print(
+        f"{run.cpu_seconds:.1f} s of CPU in {run.duration:.1f} s, {human_bytes(run.bytes_read)} "
+        f"read of the target, at most {human_bytes(run.max_rss_bytes)} of memory."
+    )

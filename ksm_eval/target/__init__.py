@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ksm_eval.replay.rules import Rules, Settings
 from ksm_eval.snapshot import I32, I64, U8, U16, U32, U64
+from ksm_eval.target.meter import Meter
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,9 @@ class Selection:
     comms: tuple[str, ...] = ()  # shell globs
     cgroups: tuple[str, ...] = ()  # cgroup v2 paths, each with its subtree
     all: bool = False
+    started_by: int | None = None
+    """Of `pids` only processes that had started by then (Process.start_time): with later samples
+    of what runs, one of them may have ended, and another have its pid."""
 
     def words(self) -> list[str]:
         """As on the command line."""
@@ -146,6 +150,7 @@ class Target(Protocol):
     """What collect() asks of a kernel."""
 
     info: TargetInfo
+    meter: Meter
 
     def rules(self) -> Rules: ...
 
@@ -184,4 +189,7 @@ class Target(Protocol):
 
 
 Progress = Callable[[str, int, int], None]
-"""Called with (stage, done, total), total 0 if unknown."""
+"""Called with (stage, done, total), total 0 if unknown. A stage ends in one of these:"""
+WALKING = "walking page tables"  # of processes
+READING = "reading frames"  # pages
+WAITING = "waiting"  # seconds

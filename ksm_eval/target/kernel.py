@@ -47,6 +47,7 @@ from ksm_eval.target.frames import (
 )
 from ksm_eval.target.ksm_state import Contradiction, read_records
 from ksm_eval.target.lru_batches import batched_pages
+from ksm_eval.target.meter import Meter
 from ksm_eval.target.pid_ns import translated
 from ksm_eval.target.program import OpenedProgram
 from ksm_eval.target.settings import read_counters, read_settings
@@ -118,6 +119,7 @@ class KernelTarget:
             container=opened.container,
             notes=list(opened.notes),
         )
+        self.meter = Meter()
         # Of a live target, the frames that frames() was asked about and what was in them.
         self._known: tuple[U64, U64] = (np.empty(0, np.uint64), np.empty((0, 3), np.uint64))
 
@@ -263,6 +265,7 @@ class KernelTarget:
         return page_layout(self._prog)
 
     def _read_physical(self, address: int, size: int) -> bytes:
+        self.meter.wait(size)
         try:
             data: bytes = self._prog.read(address, size, True)
         except FaultError as error:
@@ -270,6 +273,7 @@ class KernelTarget:
         return data
 
     def _read_virtual(self, address: int, size: int) -> bytes:
+        self.meter.wait(size)
         try:
             data: bytes = self._prog.read(address, size)
         except FaultError as error:
@@ -285,6 +289,7 @@ class KernelTarget:
         reason = self._opened.excluded(pfn * size, count * size)
         if reason:
             raise Unreadable(reason)
+        self.meter.wait(count * size)
         try:
             data: bytes = self._prog.read(pfn * size, count * size, True)
         except FaultError as error:
