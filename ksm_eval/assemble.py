@@ -9,7 +9,7 @@ import numpy as np
 
 from ksm_eval.replay.calm import Calm
 from ksm_eval.replay.converged import Prediction
-from ksm_eval.replay.counters import Counters
+from ksm_eval.replay.counters import Counters, per_process
 from ksm_eval.replay.rules import Settings
 from ksm_eval.replay.state import PassResult
 from ksm_eval.replay.warm import Verified
@@ -233,12 +233,14 @@ def _processes(
 ) -> tuple[ProcessRow, ...]:
     processes, counters, saved = snapshot.processes, prediction.processes, prediction.savings
     zero, profit = counters.ksm_zero_pages, counters.ksm_process_profit
+    mappings = per_process(snapshot.vmas, np.diff(snapshot.vmas.offset), len(processes))
     return tuple(
         ProcessRow(
             pid=int(processes.pid[row]),
             comm=processes.comm[row],
             cgroup=processes.cgroup[row],
             uid=int(processes.uid[row]),
+            mappings=int(mappings[row]),
             ksm_rmap_items=int(counters.ksm_rmap_items[row]),
             ksm_merging_pages=int(counters.ksm_merging_pages[row]),
             ksm_zero_pages=None if zero is None else int(zero[row]),
@@ -262,17 +264,19 @@ def _vmas(snapshot: Snapshot, prediction: Prediction, calm: Calm | None) -> tupl
             start=start,
             end=end,
             name=name,
+            mappings=mappings,
             ksm_pages=None if reason else ksm_pages,
             ineligible=reason or None,
             calm_pages=None if reason else calm_pages,
         )
-        for wanted, pid, start, end, name, reason, ksm_pages, calm_pages in zip(
+        for wanted, pid, start, end, name, reason, mappings, ksm_pages, calm_pages in zip(
             asked,
             pids,
             vmas.start.tolist(),
             vmas.end.tolist(),
             vmas.name,
             vmas.reason,
+            np.diff(vmas.offset).tolist(),
             prediction.ksm_pages.tolist(),
             steady,
             strict=True,

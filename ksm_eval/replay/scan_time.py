@@ -7,7 +7,8 @@ import math
 from ksm_eval.replay.rules import Settings
 
 SECONDS_A_PAGE = 2e-6
-"""Assumed CPU time of one visit, checksum and tree searches together."""
+"""Assumed CPU time of one visit. Measured on 6.18: 1 us where most pages merge, 5 us where none
+does and each needs a search of the tree."""
 
 
 def full_scan_seconds(pages: int, settings: Settings) -> float:

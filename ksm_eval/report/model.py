@@ -132,6 +132,7 @@ class ProcessRow:
     comm: str
     cgroup: str
     uid: int
+    mappings: int  # candidate pages
     ksm_rmap_items: int
     ksm_merging_pages: int
     ksm_zero_pages: int | None
@@ -149,6 +150,7 @@ class VmaRow:
     start: int
     end: int
     name: str
+    mappings: int  # candidate pages
     ksm_pages: int | None  # smaps' KSM:, in pages
     ineligible: str | None  # why ksmd will not look at it
     calm_pages: int | None = None  # with several samples

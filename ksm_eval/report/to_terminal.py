@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from io import StringIO
@@ -269,6 +270,7 @@ def _processes(console: Console, report: Report) -> None:
         ("ksm_process\n_profit", True),
         ("PSS\nbefore", True),
         ("PSS\nafter", True),
+        *([("calm", True)] if report.calm is not None else []),
         gap=1,
     )
 
@@ -280,7 +282,7 @@ def _processes(console: Console, report: Report) -> None:
     ranked = sorted(report.processes, key=lambda process: (-gain(process), process.pid))
     for process in ranked[:TOP_PROCESSES]:
         profit = process.ksm_process_profit
-        cells = (
+        cells = [
             str(process.pid),
             fit(printable(process.comm), 15),
             str(process.ksm_merging_pages),
@@ -288,7 +290,10 @@ def _processes(console: Console, report: Report) -> None:
             "-" if profit is None else human_bytes(profit),
             human_bytes(process.pss_before),
             human_bytes(process.pss_after),
-        )
+        ]
+        if process.calm_pages is not None:
+            share = process.calm_pages / process.mappings if process.mappings else 1.0
+            cells.append(f"{math.floor(100 * share)} %")  # 100 is all of them
         table.add_row(*map(plain, cells))
     console.print(table)
     hidden = len(ranked) - TOP_PROCESSES
