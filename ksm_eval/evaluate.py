@@ -16,7 +16,7 @@ from ksm_eval.memcmp_order import common_order
 from ksm_eval.replay.calm import calm, calm_only
 from ksm_eval.replay.contents import blocked_by_prot_none
 from ksm_eval.replay.converged import predict
-from ksm_eval.replay.ksmd import simulate
+from ksm_eval.replay.passes import simulate_passes
 from ksm_eval.replay.rules import Settings
 from ksm_eval.replay.series import simulate_series
 from ksm_eval.replay.warm import simulate_warm, verify
@@ -114,10 +114,10 @@ def _timeline(snapshot: Snapshot, settings: Settings, passes: int) -> Timeline:
         return Timeline()
     if snapshot.ksmd is not None:
         return Timeline(simulate_warm(snapshot, settings, passes)[1:])
-    replay = simulate(snapshot, settings, passes)
+    replay = simulate_passes(snapshot, settings, passes)
     # KSM pages without ksmd's records: what it remembers of the others is not known.
     unknown = range(1, passes + 1) if has_merged(snapshot) else replay.inexact
-    return Timeline(replay.passes, unknown)
+    return Timeline(replay.results, unknown)
 
 
 def verify_snapshot(snapshot: Snapshot, *, passes: int = 1) -> Report:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 
+from ksm_eval.replay import plain
 from ksm_eval.replay.contents import Kind
 from ksm_eval.replay.converged import FIRST_PASS, PERIOD, predict
 from ksm_eval.replay.counters import Counters
 from ksm_eval.replay.ksmd import Replay, simulate
+from ksm_eval.replay.passes import simulate_passes
 from ksm_eval.replay.rules import Settings
 from ksm_eval.replay.savings import savings
 from ksm_eval.snapshot import Snapshot
@@ -19,6 +23,14 @@ from tests.snapshots import settings as ksm_settings
 from tests.snapshots import snapshots
 
 EXAMPLES = int(os.environ.get("KSM_EVAL_EXAMPLES", "1000"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def always_divided() -> Iterator[None]:
+    """Plain pages are taken out however few they are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plain, "_WORTH", 0.0)
+        yield
 
 
 def without_progress(counters: Counters) -> Counters:
@@ -81,12 +93,19 @@ def check(snapshot: Snapshot, ksm: Settings) -> None:
         assert (ours is None) == (theirs is None)
         if ours is not None:
             assert ours.tolist() == theirs.tolist(), name
-    assert prediction.outcome.kind.tolist() == replay.outcome.kind.tolist()
-    assert prediction.outcome.split.tolist() == replay.outcome.split.tolist()
+    whole = prediction.divided.outcome(prediction.outcome)
+    assert whole.kind.tolist() == replay.outcome.kind.tolist()
+    assert whole.split.tolist() == replay.outcome.split.tolist()
     items = prediction.counters.ksm_rmap_items
     exact = savings(snapshot, replay.outcome, items, prediction.stable_nodes)
     for name, value in vars(exact).items():
         assert np.allclose(value, getattr(prediction.savings, name)), name
+    bulk = simulate_passes(snapshot, ksm, len(replay.passes))
+    assert bulk.inexact == replay.inexact
+    for ours, reference in zip(bulk.results, replay.passes, strict=True):
+        assert ours.counters == reference.counters
+        for name, value in vars(reference.processes).items():
+            assert np.array_equal(getattr(ours.processes, name), value), name
     values = [settled_values(result.counters) for result in replay.passes]
     moving = [n + 2 for n, value in enumerate(values[:-1]) if value != values[-1]]
     expected = moving[-1] if moving else 1

@@ -22,6 +22,7 @@ from ksm_eval.replay.counters import (
     system_counters,
 )
 from ksm_eval.replay.ksmd import Ksmd
+from ksm_eval.replay.plain import Divided, divide
 from ksm_eval.replay.rules import Settings
 from ksm_eval.replay.savings import Outcome, Savings, savings
 from ksm_eval.replay.simple import classify
@@ -51,7 +52,8 @@ class Prediction:
     replayed: int  # mappings that needed a replay
     unreadable: int  # mappings of frames that could not be read: in pages_volatile
     orphans: int  # mappings of KSM frames without a stable node: merges undone
-    outcome: Outcome
+    outcome: Outcome  # of the mappings of divided.rest
+    divided: Divided
 
 
 def predict(snapshot: Snapshot, settings: Settings) -> Prediction:
@@ -61,17 +63,19 @@ def predict(snapshot: Snapshot, settings: Settings) -> Prediction:
     selected processes (`Processes.observed`) are in ksm_zero_pages. Raises TargetError if
     the outcome depends on the order of contents and the snapshot does not tell it.
     """
-    simple = classify(snapshot, settings)
+    divided = divide(snapshot)
+    rest = divided.rest
+    simple = classify(rest, settings)
     replay: _Settled | None = None
-    if poisoned(snapshot):
+    if poisoned(rest):
         simple = simple.nothing()
-        replay = _settle(Ksmd(snapshot, settings))
+        replay = _settle(Ksmd(rest, settings))
     elif len(simple.replay):
-        replay = _settle(Ksmd(snapshot, settings, simple.replay, simple.splits))
+        replay = _settle(Ksmd(rest, settings, simple.replay, simple.splits))
     kind, frame, split = simple.kind, simple.frame, simple.split
     shared, sharing = simple.shared, simple.sharing
     chains, dups = simple.chains, simple.dups
-    unshared = skip_unshared = simple.unshared
+    unshared = skip_unshared = simple.unshared + divided.frames
     if settings.smart_scan and snapshot.meta.rules.smart_scan:
         skip_unshared = 0
     passes = simple.passes
@@ -89,12 +93,12 @@ def predict(snapshot: Snapshot, settings: Settings) -> Prediction:
         passes = max(passes, ksmd.counter_pass)
     outcome = Outcome(kind, frame, split)
 
-    vmas, count = snapshot.vmas, len(snapshot.processes)
+    vmas, count = rest.vmas, len(rest.processes)
     has_item = (kind != Kind.ZERO_PAGE) & (kind != Kind.REMAPPED)
     merged = kind == Kind.MERGED
     zero = per_process(vmas, per_vma(vmas, kind == Kind.ZERO_PAGE), count)
     zero += observed_zero_pages(snapshot.processes.observed, count)
-    items = int(has_item.sum())
+    items = int(np.count_nonzero(has_item)) + divided.mappings
 
     def counters(unshared: int) -> Counters:
         return system_counters(
@@ -114,12 +118,12 @@ def predict(snapshot: Snapshot, settings: Settings) -> Prediction:
         skip_phase=counters(skip_unshared),
         processes=process_counters(
             snapshot.meta,
-            per_process(vmas, per_vma(vmas, has_item), count),
+            per_process(vmas, per_vma(vmas, has_item), count) + divided.items(),
             per_process(vmas, per_vma(vmas, merged), count),
             zero,
         ),
         ksm_pages=per_vma(vmas, merged | (kind == Kind.ORPHAN)),
-        savings=savings(snapshot, outcome, items, shared + chains),
+        savings=divided.savings(savings(rest, outcome, items, shared + chains), outcome),
         stable_nodes=shared + chains,
         passes=passes,
         settled=replay is None or replay.settled,
@@ -127,6 +131,7 @@ def predict(snapshot: Snapshot, settings: Settings) -> Prediction:
         unreadable=int(unreadable[snapshot.mappings.frame].sum()) if unreadable.any() else 0,
         orphans=int((kind == Kind.ORPHAN).sum()),
         outcome=outcome,
+        divided=divided,
     )
 
 

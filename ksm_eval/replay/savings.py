@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ksm_eval.replay.contents import Kind, in_compound, mappings_of
-from ksm_eval.snapshot import I64, U8, Snapshot
+from ksm_eval.snapshot import I64, U8, U32, Snapshot
 
 F64 = NDArray[np.float64]
+
+_BLOCK = 1 << 18  # mappings at a time: the temporaries stay in cache
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ def savings(snapshot: Snapshot, outcome: Outcome, items: int, stable_nodes: int)
     A frame is freed when its last mapping has gone. One that somebody outside the selection
     maps is not, but for zero subpages of a split THP: those go in all processes.
     """
-    frames, compounds, meta = snapshot.frames, snapshot.compounds, snapshot.meta
+    frames, meta = snapshot.frames, snapshot.meta
     n = len(frames)
     before = snapshot.mappings.frame
     selected = mappings_of(snapshot)
@@ -66,9 +69,7 @@ def savings(snapshot: Snapshot, outcome: Outcome, items: int, stable_nodes: int)
     zero = int((freed & to_zero & ~remapped).sum())
     merged = int(freed.sum()) - thp_zero - zero - copies
 
-    thp = np.zeros(len(compounds), np.bool_)
-    thp[frames.compound[in_compound(snapshot)]] = True
-    thp &= compounds.pages == meta.page_size // 8  # HPAGE_PMD_ORDER: a table of 8-byte entries
+    thp = thps(snapshot)
     size = meta.sizeof
     return Savings(
         frames_freed=merged + zero + thp_zero,
@@ -81,23 +82,48 @@ def savings(snapshot: Snapshot, outcome: Outcome, items: int, stable_nodes: int)
         metadata_bytes=items * size["rmap_item"]
         + stable_nodes * size["stable_node"]
         + len(snapshot.processes) * size["mm_slot"],
-        pss_before=_pss(snapshot, before.astype(np.int64), outside + selected),
-        pss_after=_pss(
+        pss_before=pss(snapshot, _shares(snapshot, before, outside + selected)),
+        pss_after=pss(
             snapshot,
-            outcome.frame,
-            after + np.append(np.where(remapped, 0, outside), np.zeros(len(after) - n, np.int64)),
+            _shares(
+                snapshot,
+                outcome.frame,
+                after
+                + np.append(np.where(remapped, 0, outside), np.zeros(len(after) - n, np.int64)),
+            ),
         ),
     )
 
 
-def _pss(snapshot: Snapshot, frame: I64, mapcount: I64) -> F64:
-    """Each mapped page divided by its mappings (smaps' Pss), in bytes, shape (P,)."""
+def thps(snapshot: Snapshot) -> NDArray[np.bool_]:
+    """Compounds that have candidates and the size of a PMD, shape (C,)."""
+    compounds = snapshot.compounds
+    found = np.zeros(len(compounds), np.bool_)
+    found[snapshot.frames.compound[in_compound(snapshot)]] = True
+    found &= compounds.pages == snapshot.meta.page_size // 8  # a table of 8-byte entries
+    return found
+
+
+def _shares(snapshot: Snapshot, frame: I64 | U32, mapcount: I64) -> Callable[[slice], F64]:
+    """Of mappings in a slice: page size by mapcount of the frame; 0 of one without (< 0)."""
     share = np.zeros(len(mapcount) + 1)  # the last: the zero page, which does not count
     np.divide(snapshot.meta.page_size, mapcount, out=share[:-1], where=mapcount > 0)
-    vmas = snapshot.vmas
+    if frame.dtype == np.uint32:
+        return lambda at: share[frame[at]]
+    return lambda at: share[np.maximum(frame[at], -1)]
+
+
+def pss(snapshot: Snapshot, shares: Callable[[slice], F64]) -> F64:
+    """Each mapped page divided by its mappings (smaps' Pss), in bytes, shape (P,). `shares`
+    gives them for a slice of the mappings, so that there never is an array of all."""
+    vmas, offset = snapshot.vmas, snapshot.vmas.offset
     found = np.zeros(len(snapshot.processes))
-    filled = vmas.offset[1:] > vmas.offset[:-1]  # reduceat() knows no empty runs
-    if filled.any():
-        sums = np.add.reduceat(share[np.maximum(frame, -1)], vmas.offset[:-1][filled])
-        np.add.at(found, vmas.process[filled], sums)
+    for start in range(0, len(snapshot.mappings), _BLOCK):
+        end = min(start + _BLOCK, len(snapshot.mappings))
+        first = int(np.searchsorted(offset, start, side="right")) - 1
+        last = int(np.searchsorted(offset, end, side="left"))
+        bounds = np.maximum(offset[first:last], start)
+        filled = np.append(bounds[1:], end) > bounds  # reduceat() knows no empty runs
+        sums = np.add.reduceat(shares(slice(start, end)), bounds[filled] - start)
+        np.add.at(found, vmas.process[first:last][filled], sums)
     return found
