@@ -170,7 +170,8 @@ def _command(guest: Guest, initrd: Path, sockets: list[Path], state: Path | None
     ]
     command = [guest.platform.qemu, "-accel", "tcg", *guest.platform.options, "-smp", "1"]
     command += ["-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio"]
-    command += ["-device", "vmcoreinfo"]
+    # Else QEMU offers the guest's memory to the host's ksmd, which other tests use.
+    command += ["-machine", "mem-merge=off", "-device", "vmcoreinfo"]
     for path in sockets:
         command += ["-qmp", f"unix:{path},server=on,wait=off"]
     command += ["-m", str(sum(guest.memory)), "-kernel", os.fspath(guest.kernel)]
