@@ -236,6 +236,19 @@ def test_zero_pages_are_inherited_and_end_with_a_write(rules: Rules) -> None:
     assert (last.ksm_rmap_items, last.ksm_zero_pages or 0) == (4, 0)
 
 
+def test_until_6_17_zero_pages_of_a_child_are_its_own_but_not_the_systems() -> None:
+    """ksm_fork() adds them to no counter there; each that ends is taken from both."""
+    ksm = replace(CALM, use_zero_pages=True)
+    rules = replace(KERNEL_6_12, fork_copies_counters=True)
+    first, after = family(rules, 0, [ZERO, "Y"]), family(rules, 1, [ZERO, "Y"])
+    hashes = after.frames.hash ^ np.array([1, 0], np.uint64)
+    written = replace(after, frames=replace(after.frames, hash=hashes, flags=np.zeros(2, np.uint8)))
+    results = simulate_series([first, first, after, written], ksm)
+    assert [result.counters.ksm_zero_pages for result in results] == [0, 1, 1, -1]
+    own = [result.processes.ksm_zero_pages for result in results[1:]]
+    assert [None if zero is None else zero.tolist() for zero in own] == [[1], [1, 1], [0, 0]]
+
+
 def test_a_thp_at_other_addresses_is_a_new_one() -> None:
     """6.12: the split remaps the zero subpage; the THP that comes back has it, until its own
     split. Where it stays, it stays remapped."""

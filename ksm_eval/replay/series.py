@@ -89,6 +89,7 @@ class Series(Ksmd):
         self.parents: dict[Key, Key] = {}  # of the processes that are new in this sample
         self.copied: dict[Key, tuple[int, int]] = {}  # counters a process started with (6.1)
         self.last: dict[Key, tuple[int, int]] = {}
+        self.last_zero: dict[Key, int] = {}  # ksm_zero_pages
 
     def advance(self, snapshot: Snapshot) -> None:
         """The memory is as in `snapshot` now."""
@@ -115,6 +116,8 @@ class Series(Ksmd):
         self.parents = parents
         for key, parent in parents.items():
             self.copied[key] = self.last[parent]
+            if self.rules.fork_copies_counters:
+                self.zero_inherited += self.last_zero.get(parent, 0)
         source = before.slot >= 0
         same_pfn = source & (before.pfn == pfn)
         same = source & (before.content == content) & (same_pfn | (content >= 0))
@@ -397,4 +400,6 @@ class Series(Ksmd):
         ours = found.processes
         pairs = zip(ours.ksm_rmap_items.tolist(), ours.ksm_merging_pages.tolist(), strict=True)
         self.last = dict(zip(self.keys, pairs, strict=True))
+        if ours.ksm_zero_pages is not None:
+            self.last_zero = dict(zip(self.keys, ours.ksm_zero_pages.tolist(), strict=True))
         return found

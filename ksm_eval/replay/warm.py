@@ -255,6 +255,9 @@ class Warm(Series):
         self.row[items[here]] = rows
         if self.rules.fork_copies_counters:
             observed = snapshot.processes.observed
+            if "ksm_zero_pages" in observed and "ksm_zero_pages" in counters:
+                total = int(observed["ksm_zero_pages"].sum())
+                self.zero_inherited = total - counters["ksm_zero_pages"]
             of_row = np.bincount(rows, minlength=count)
             merging = np.bincount(rows[state.item_node[here] >= 0], minlength=count)
             if "ksm_rmap_items" in observed and "ksm_merging_pages" in observed:
