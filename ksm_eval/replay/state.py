@@ -128,6 +128,7 @@ class State:
         self.checked = bytearray(checked_mappings(self.snapshot)[self.positions].tobytes())
         self.mlock_size = self.rules.mlock_batch if locked.any() else 0
         self.mlock_batch: list[int] = []  # frames with a reference of mm/mlock.c's batch
+        self.held: set[int] = set()  # and of others that the next pass begins with emptying
         self.prot_none = bytearray(has(flags, MappingFlag.PROT_NONE).tobytes())
         self.state = bytearray(n)
         self.age = bytearray(n)

@@ -7,6 +7,7 @@ its contents have been read: what is no longer what it was is counted, not used.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property, wraps
 from pathlib import Path
 from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
@@ -45,10 +46,11 @@ from ksm_eval.target.frames import (
     page_layout,
     read_structs,
 )
-from ksm_eval.target.ksm_state import Contradiction, read_records
-from ksm_eval.target.lru_batches import batched_pages
+from ksm_eval.target.ksm_state import read_records
+from ksm_eval.target.lru_batches import batched_pages, waiting
 from ksm_eval.target.pid_ns import translated
 from ksm_eval.target.program import OpenedProgram
+from ksm_eval.target.records import Contradiction
 from ksm_eval.target.settings import read_counters, read_settings
 from ksm_eval.target.symbols import vmcoreinfo
 from ksm_eval.target.tasks import ATTEMPTS, Handle, select_processes
@@ -252,11 +254,21 @@ class KernelTarget:
             return np.ascontiguousarray(word).view(np.uint64).reshape(len(pfns))
 
         try:
-            return read_records(self._prog, self.info.page_size, rows, mapping)
+            records = read_records(self._prog, self.info.page_size, rows, mapping)
+            return records if records.cursor_row < 0 else self._with_batches(records)
         except (Contradiction, LookupError, FaultError) as error:
             reason = error.message if isinstance(error, FaultError) else str(error)
             self.info.notes.append(f"ksmd's own records cannot be used: {reason}")
             return None
+
+    def _with_batches(self, records: KsmdRecords) -> KsmdRecords:
+        """Only the start of a pass empties the batches: in the rest of this one they matter."""
+        layout, (mlock, others) = self._page_layout, waiting(self._prog)
+        pages = np.array([*mlock, *others], np.uint64)
+        pfns = (pages - np.uint64(layout.base)) // np.uint64(layout.size)
+        known = pfns < self._max_pfn
+        batch_mlock = np.arange(len(pages)) < len(mlock)
+        return replace(records, batch_pfn=pfns[known], batch_mlock=batch_mlock[known])
 
     @cached_property
     def _page_layout(self) -> PageLayout:
