@@ -87,7 +87,12 @@ _KSMD = {  # all of them or none
     "ksmd.batch_mlock": ("|b1", None),
 }
 _KSMD_NUMBERS = ("full_scans", "cursor_process", "cursor_address")
-_OPTIONAL = {"frames.order": ("<u4", None), "processes.ppid": ("<i4", None), **_KSMD}
+_OPTIONAL = {
+    "frames.order": ("<u4", None),
+    "processes.ppid": ("<i4", None),
+    "compounds.pte_behind": ("|b1", None),
+    **_KSMD,
+}
 
 
 def save(snapshot: Snapshot, path: Path) -> None:

@@ -156,6 +156,9 @@ class Compounds:
     pages: U32  # 1 << order
     pinned: NDArray[np.bool_]  # references beyond its mappings: cannot be split
     pmd_mapcount: U32  # processes of the whole system that map it by a PMD
+    pte_behind: NDArray[np.bool_] | None = None
+    """A process that maps it by PTEs comes after the last one with a PMD in rmap_walk(). Only
+    where that decides (Rules.pmd_at_a_time) and can be read."""
 
     def __len__(self) -> int:
         return len(self.head)

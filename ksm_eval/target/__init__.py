@@ -172,6 +172,10 @@ class Target(Protocol):
     def frames(self, pfns: U64) -> FrameTable:
         """struct page of ascending PFNs, in bulk."""
 
+    def pte_behind(self, heads: U64, pages: U32) -> NDArray[np.bool_] | None:
+        """Compounds.pte_behind of THPs that some process maps by a PMD and another by PTEs; None
+        if it cannot be read."""
+
     def ksmd(self, processes: Sequence[Process]) -> KsmdRecords | None:
         """ksmd's own records, None if they cannot be read (the reason is in info.notes)."""
 

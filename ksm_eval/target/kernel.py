@@ -15,10 +15,11 @@ from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 import numpy as np
 from drgn import Architecture, FaultError, Object, PlatformFlags, Program
 from drgn.helpers.linux.mm import totalram_pages, virt_to_phys
+from numpy.typing import NDArray
 
 from ksm_eval.errors import TargetError
 from ksm_eval.replay.rules import Rules, Settings
-from ksm_eval.snapshot import U64, FrameFlag, has
+from ksm_eval.snapshot import U32, U64, FrameFlag, has
 from ksm_eval.target import (
     FrameTable,
     Gone,
@@ -54,6 +55,7 @@ from ksm_eval.target.records import Contradiction
 from ksm_eval.target.settings import read_counters, read_settings
 from ksm_eval.target.symbols import vmcoreinfo
 from ksm_eval.target.tasks import ATTEMPTS, Handle, select_processes
+from ksm_eval.target.thp_mappers import pte_behind
 from ksm_eval.target.vmas import list_vmas
 
 
@@ -242,6 +244,18 @@ class KernelTarget:
             self.info.page_size,
         )
         return table
+
+    @_while_there
+    def pte_behind(self, heads: U64, pages: U32) -> NDArray[np.bool_] | None:
+        try:
+            base = self._page_layout.base
+            return pte_behind(self._prog, self._read_physical, self._layout, base, heads, pages)
+        except (Contradiction, LookupError, FaultError):
+            if not self._opened.live:
+                self.info.notes.append(
+                    "who maps each THP cannot be read: taken to be in fork order"
+                )
+            return None
 
     @_while_there
     def ksmd(self, processes: Sequence[Process]) -> KsmdRecords | None:
