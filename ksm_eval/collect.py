@@ -186,7 +186,7 @@ def collect(
         processes=_process_table(walked.processes),
         vmas=vmas,
         mappings=mappings,
-        frames=with_memcmp_order(target, frames, rules, mappings, settings, exact=exact),
+        frames=with_memcmp_order(target, frames, rules, mappings, settings, ksmd, exact=exact),
         compounds=compounds,
         ksmd=ksmd,
     )

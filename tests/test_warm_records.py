@@ -33,13 +33,18 @@ def at_work(
     merged: list[int],
     *,
     tree: list[tuple[int, int, int, int, int]],
+    stale: int = 0,
     cursor: int = -1,
     waiting: Sequence[int] = (),
     other: Sequence[int] = (),
 ) -> Snapshot:
     """ksmd has done two passes. Process 0 maps the KSM pages `merged`, one mapping each; all other
-    pages have been visited twice. `cursor`: the process that it is at, in pass 3. `waiting` and
-    `other`: frames that wait in mm/mlock.c's batch and in others; -1: some other page."""
+    pages have been visited twice.
+
+    `stale`: dups of one more chain, whose pages are gone. `cursor`: the process that ksmd is at, in
+    pass 3. `waiting` and `other`: frames that wait in mm/mlock.c's batch and in others; -1: some
+    other page.
+    """
     made = builder.build(CALM)
     vmas, mappings = made.vmas, made.mappings
     vma = np.repeat(np.arange(len(vmas)), np.diff(vmas.offset))
@@ -57,11 +62,11 @@ def at_work(
         item_current=node < 0,
         item_age=np.full(n, 2, np.uint8),
         item_skips=np.zeros(n, np.uint8),
-        node_pfn=frames.pfn[merged],
-        node_hash=frames.hash[merged],
-        node_length=np.bincount(node[node >= 0], minlength=len(merged)).astype(np.int32),
-        node_chain=np.full(len(merged), -1, np.int32),
-        node_stale=np.zeros(len(merged), np.bool_),
+        node_pfn=np.append(frames.pfn[merged], np.arange(stale, dtype=np.uint64)),
+        node_hash=np.append(frames.hash[merged], np.zeros(stale, np.uint64)),
+        node_length=np.bincount(node[node >= 0], minlength=len(merged) + stale).astype(np.int32),
+        node_chain=np.array([-1] * len(merged) + [0] * stale, np.int32),
+        node_stale=np.arange(len(merged) + stale) >= len(merged),
         tree=np.array(tree, np.int64),
         batch_pfn=np.array(pfns, np.uint64),
         batch_mlock=np.arange(len(pfns)) < len(waiting),
@@ -77,12 +82,14 @@ def counters(made: Snapshot, passes: int, *names: str) -> list[tuple[int, ...]]:
     return [tuple(getattr(result.counters, name) for name in names) for result in results]
 
 
-def empty_chain(rank: dict[str, int] | None) -> Snapshot:
-    """X is a KSM page, at the tree's root an empty chain; Z is new to ksmd's trees."""
+def empty_chain(rank: dict[str, int] | None, stale: int = 0) -> Snapshot:
+    """X is a KSM page, at the tree's root a chain, of stale nodes or empty; Z is new to ksmd's
+    trees."""
     builder = Builder(rules=KERNEL_6_12, rank=rank)
     merged = builder.frame("X", FrameFlag.KSM)
     builder.process(merged, builder.frame("Z"))
-    return at_work(builder, [merged], tree=[(EMPTY, -1, 0, 0, 0), (0, 0, 0, 1, 0)])
+    root = 1 if stale else EMPTY
+    return at_work(builder, [merged], tree=[(root, -1, 0, 0, 0), (0, 0, 0, 1, 0)], stale=stale)
 
 
 def test_an_empty_chain_goes_when_a_search_passes_it() -> None:
@@ -92,6 +99,12 @@ def test_an_empty_chain_goes_when_a_search_passes_it() -> None:
     assert counters(empty_chain(RANK), 2, *names) == [(1, 0, 1, 0), (0, 0, 1, 1), (0, 0, 1, 1)]
     # Without the tree's shape no search passes it.
     assert counters(empty_chain(None), 1, *names)[-1] == (1, 0, 1, 1)
+
+
+def test_a_chain_of_stale_nodes_goes_when_a_search_passes_it() -> None:
+    names = ("stable_node_chains", "stable_node_dups", "pages_shared", "pages_unshared")
+    assert counters(empty_chain(RANK, 2), 1, *names) == [(1, 2, 1, 0), (0, 0, 1, 1)]
+    assert counters(empty_chain(None, 2), 1, *names)[-1] == (1, 2, 1, 1)
 
 
 def test_an_empty_chain_is_saved(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ class Warm(Series):
         content = -1
         if not stale:
             content = self.contents.setdefault((numa, key), len(self.contents))
-        self.ranks_known = self.ranks_known and key in ranks
+            self.ranks_known = self.ranks_known and key in ranks
         self.content.append(content)
         self.is_zero.append(False)
         self.rank.append(ranks.get(key, 0))
