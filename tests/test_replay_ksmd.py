@@ -479,18 +479,3 @@ def test_pages_that_left_an_mlocked_vma(batch: int, held: int) -> None:
     settled = predict(snapshot, Settings())
     assert settled.counters.pages_sharing == 120
     assert settled.savings.frames_freed == 60
-
-
-@pytest.mark.parametrize(("batch", "waits"), [(4, 0), (31, 1)])
-def test_a_copy_in_an_mlocked_vma_passes_through_the_batch(batch: int, waits: int) -> None:
-    """The pinned X is met first, so B's X is undone: its copy and what it was a copy of make two
-    entries. B's Y, merged, makes two more, the last of them its old page, which C maps, too."""
-    builder = Builder(rules=replace(KERNEL_6_12, mlock_batch=batch))
-    dirty, shared = MappingFlag.DIRTY, builder.frame("Y")
-    builder.process(builder.frame("X", FrameFlag.PINNED), flags=dirty)
-    builder.process(builder.frame("Y"), builder.frame("Y"), flags=dirty)
-    builder.process(builder.frame("X"), shared, flags=dirty, vma_flags=LOCKED)
-    builder.process(shared, flags=dirty)
-    replay = simulate(builder.build(), Settings(), 3)
-    # The pinned X waits in the tree, its twin is volatile.
-    assert pages(replay)[1:] == [(1, 3 - waits, 1, 1 + waits), (1, 3, 1, 1)]

@@ -15,7 +15,7 @@ from ksm_eval.replay.ksmd import simulate
 from ksm_eval.replay.rules import Rules, Settings
 from ksm_eval.replay.series import simulate_series
 from ksm_eval.replay.state import PassResult
-from ksm_eval.snapshot import MappingFlag, Snapshot
+from ksm_eval.snapshot import FrameFlag, MappingFlag, Snapshot
 from ksm_eval.target import Selection
 from tests.fixtures import opted_in, target
 from tests.snapshots import (
@@ -298,6 +298,21 @@ def test_mlocked_pages_wait_in_a_batch() -> None:
     rows = pages(simulate_series([made] * 3, CALM))
     assert rows[1:] == [(1, 2, 0, 1), (1, 3, 0, 0)]
     assert rows == pages(simulate(made, CALM, 3).passes)
+
+
+@pytest.mark.parametrize(("batch", "waits"), [(4, 0), (31, 1)])
+def test_a_copy_in_an_mlocked_vma_passes_through_the_batch(batch: int, waits: int) -> None:
+    """The pinned X is met first, so B's X is undone: its copy and what it was a copy of make two
+    entries. B's Y, merged, makes two more, the last of them its old page, which C maps, too."""
+    builder = Builder(rules=replace(KERNEL_6_12, mlock_batch=batch))
+    dirty, shared = MappingFlag.DIRTY, builder.frame("Y")
+    builder.process(builder.frame("X", FrameFlag.PINNED), flags=dirty)
+    builder.process(builder.frame("Y"), builder.frame("Y"), flags=dirty)
+    builder.process(builder.frame("X"), shared, flags=dirty, vma_flags=LOCKED)
+    builder.process(shared, flags=dirty)
+    rows = pages(simulate(builder.build(), CALM, 3).passes)
+    # The pinned X waits in the tree, its twin is volatile.
+    assert rows[1:] == [(1, 3 - waits, 1, 1 + waits), (1, 3, 1, 1)]
 
 
 def test_a_pte_mapper_behind_the_last_pmd_costs_an_attempt() -> None:
