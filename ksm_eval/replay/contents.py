@@ -149,8 +149,9 @@ def remappable(snapshot: Snapshot, positions: I64) -> NDArray[np.bool_]:
 
 def blocked_by_prot_none(snapshot: Snapshot) -> bool:
     """Whether there are PROT_NONE pages, which this kernel cannot read in the unstable tree."""
-    prot_none = (snapshot.mappings.flags & MappingFlag.PROT_NONE) != 0
-    return snapshot.meta.rules.prot_none_unreadable and bool(prot_none.any())
+    if not snapshot.meta.rules.prot_none_unreadable:
+        return False
+    return bool(has(snapshot.mappings.flags, MappingFlag.PROT_NONE).any())
 
 
 def poisoned(snapshot: Snapshot) -> bool:
