@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ksm_eval.errors import TargetError
+from ksm_eval.replay.grouping import numbered
 from ksm_eval.snapshot import I64, NO_COMPOUND, U8, FrameFlag, MappingFlag, Snapshot, has
 
 VM_LOCKED = 0x2000
@@ -36,24 +37,15 @@ def contents(snapshot: Snapshot, across_nodes: bool) -> tuple[I64, I64]:
     Shape (F,) and (number of contents,).
     """
     frames = snapshot.frames
-    number = np.full(len(frames), -1, np.int64)
-    readable = (frames.flags & FrameFlag.UNREADABLE) == 0
-    rows = np.flatnonzero(readable)
-    if not len(rows):
-        return number, np.empty(0, np.int64)
-    if across_nodes:
-        rows = rows[np.argsort(frames.hash[rows])]
-    else:
-        rows = rows[np.lexsort((frames.hash[rows], frames.node[rows]))]
-    hashes = frames.hash[rows]
-    starts = np.ones(len(rows), np.bool_)
-    starts[1:] = hashes[1:] != hashes[:-1]
+    readable = ~has(frames.flags, FrameFlag.UNREADABLE)
+    found, size = numbered(frames.hash[readable])
     if not across_nodes:
-        nodes = frames.node[rows]
-        starts[1:] |= nodes[1:] != nodes[:-1]
-    number[rows] = np.cumsum(starts) - 1
-    size = np.diff(np.append(np.flatnonzero(starts), len(rows)))
-    return number, size.astype(np.int64)
+        node = frames.node[readable].astype(np.int64)
+        nodes = int(node.max(initial=0)) + 1
+        found, size = numbered((found * nodes + node).astype(np.uint64))
+    number = np.full(len(frames), -1, np.int64)
+    number[readable] = found
+    return number, size
 
 
 def mappings_of(snapshot: Snapshot) -> I64:

@@ -230,8 +230,7 @@ class _Work:
         """
         simple, counts = self.simple, self.counts
         first = first_visits(self.snapshot)
-        rows = rows[np.lexsort((first[rows], self.content[rows]))]
-        content = self.content[rows]
+        content, rows = self._by_content(rows, first)
         index = np.arange(len(rows))
         starts = np.ones(len(rows), np.bool_)
         starts[1:] = content[1:] != content[:-1]
@@ -260,6 +259,18 @@ class _Work:
         self._split(rows[merged], tried[merged])
         pairs = rows[heads[length > 1]], rows[second[length > 1]]
         simple.passes = max(simple.passes, self._passes(*pairs, first))
+
+    def _by_content(self, rows: I64, first: I64) -> tuple[I64, I64]:
+        """(content, frame) of `rows`, by content and then in the order of their first visits.
+
+        Both numbers fit into one, and a sort of values alone is many times faster than one of
+        rows; the frame is that of the mapping at the first visit.
+        """
+        bits = max(len(self.snapshot.mappings) - 1, 1).bit_length()
+        keys = (self.content[rows] << bits) | first[rows]
+        keys.sort()
+        frame = self.snapshot.mappings.frame[keys & ((1 << bits) - 1)]
+        return keys >> bits, frame.astype(np.int64)
 
     def _passes(self, heads: I64, seconds: I64, first: I64) -> int:
         """Full scans until the first and second frames of these nodes have merged."""
