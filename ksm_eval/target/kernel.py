@@ -296,6 +296,8 @@ class KernelTarget:
             data: bytes = self._prog.read(address, size, True)
         except FaultError as error:
             raise LookupError(error.message) from None
+        except (OverflowError, ValueError):  # an address that damage made
+            raise LookupError("no address") from None
         return data
 
     def _read_virtual(self, address: int, size: int) -> bytes:
@@ -304,6 +306,8 @@ class KernelTarget:
             data: bytes = self._prog.read(address, size)
         except FaultError as error:
             raise LookupError(error.message) from None
+        except (OverflowError, ValueError):
+            raise LookupError("no address") from None
         return data
 
     def places(self, pfns: U64) -> U64:

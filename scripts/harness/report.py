@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 Row = dict[str, Any]
@@ -88,7 +88,8 @@ def _table(rows: list[Row], order: list[str]) -> list[str]:
     return lines
 
 
-def _sum(rows: Iterable[Row]) -> str:
+def _sum(rows: Sequence[Row]) -> str:
+    failed = sum(bool(row["error"]) for row in rows)
     rows = [row for row in rows if row["points"]]
     equal, points, values = (sum(row[key] for row in rows) for key in ("equal", "points", "values"))
     runs = f"{len(rows)} runs on {len({row['kernel'] for row in rows})} kernels"
@@ -96,6 +97,8 @@ def _sum(rows: Iterable[Row]) -> str:
     text = f"**{equal} of {points}** passes equal ({values} values) in {runs}"
     if settled:
         text += f"; the settled state in {sum(settled)} of {len(settled)}"
+    if failed:
+        text += f"; **{failed} runs failed**"
     return text + "."
 
 
