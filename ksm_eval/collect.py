@@ -43,6 +43,7 @@ from ksm_eval.target import (
     Vma,
     WalkedVmas,
 )
+    rights,
 
 
 @dataclass
@@ -219,8 +220,10 @@ def _nothing_read(info: TargetInfo, walked: _Walked) -> TargetError:
     if not walked.lost:
         return TargetError("all of the selected processes ended while they were read", "try again")
     hint = "the dump lacks kernel pages; take it with makedumpfile -d 17 or unfiltered"
-    if info.kind != "vmcore":
-        hint = "run it as root, and while the processes run"
+    if rights.NO_PTRACE in walked.lost[0]:
+        hint = rights.hint()
+    elif info.kind != "vmcore":
+        hint = "try again while the processes run"
     return TargetError(f"none of the selected processes can be read: {walked.lost[0]}", hint)
 
 

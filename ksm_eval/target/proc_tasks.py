@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ksm_eval.errors import TargetError, UsageError
 from ksm_eval.target import Process, Selection
+from ksm_eval.target.rights import NO_PTRACE, hint
 from ksm_eval.target.selecting import select
 
 PROC = Path("/proc")
@@ -275,7 +276,7 @@ def _registered(groups: Mapping[int, ProcGroup], without: set[int]) -> set[int]:
             except PermissionError as error:
                 raise TargetError(
                     f"/proc/{tgid}/ksm_stat may not be read, and ksmd runs on this host",
-                    "run ksm-eval as root, with CAP_SYS_PTRACE",
+                    hint(),
                 ) from error
             except OSError:
                 continue  # ended
@@ -289,7 +290,7 @@ def _process(group: ProcGroup, selected: bool) -> Process:
     except OSError as error:
         ksm = KsmStat()
         if isinstance(error, PermissionError):
-            unreadable = "no permission to read it (CAP_SYS_PTRACE)"
+            unreadable = NO_PTRACE
     uid = _status(group.tgid, "Uid")
     return Process(
         pid=group.tgid,

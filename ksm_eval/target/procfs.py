@@ -45,6 +45,7 @@ from ksm_eval.target.proc_rules import (
 )
 from ksm_eval.target.proc_tasks import PROC, ProcGroup, select_processes
 
+from ksm_eval.target.rights import NO_PTRACE
 RowOf: TypeAlias = Callable[[U64], I64]
 
 PAGE_BITS = 45  # of a page number: 57-bit addresses, pages of 4 KiB
@@ -70,9 +71,9 @@ class ProcTarget:
     def __init__(self) -> None:
         self._page_size = os.sysconf("SC_PAGE_SIZE")
         notes: list[str] = []
-        self._names, source = read_names(notes)
         self._kpageflags, self._kpagecount = proc_pages.open_page_files(self._page_size)
         self._ksm_flag_works = proc_pages.ksm_flag_works(self._kpageflags, self._page_size)
+        self._names, source = read_names(notes)
         self._rules = detect_rules(self._names, notes)
         self._sysfs: Sysfs = read_sysfs(self._rules)
         if self._sysfs.counters.get("pages_shared") and not self._ksm_flag_works:
@@ -345,7 +346,7 @@ def _ended(group: ProcGroup, error: OSError | None = None) -> Unreadable:
     """Why a process cannot be read (any more)."""
     if error is not None and group.still_there():
         if isinstance(error, PermissionError):
-            return Unreadable("no permission to read it (CAP_SYS_PTRACE)")
+            return Unreadable(NO_PTRACE)
         return Unreadable(f"it cannot be read: {error.strerror}")
     reason = "it ended, or started another program, while it was read"
     return Unreadable(reason) if group.explicit else Gone(reason)
