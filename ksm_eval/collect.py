@@ -32,6 +32,7 @@ from ksm_eval.snapshot import (
 )
 from ksm_eval.sweep import sweep
 from ksm_eval.target import (
+    WENT_AWAY,
     FrameTable,
     Gone,
     Process,
@@ -42,8 +43,8 @@ from ksm_eval.target import (
     Unreadable,
     Vma,
     WalkedVmas,
-)
     rights,
+)
 
 
 @dataclass
@@ -146,7 +147,8 @@ def collect(
     unreadable = Counter(swept.unreadable)
     lost = int(entries[:, Entry.UNREADABLE].sum())
     if lost:
-        unreadable["page table or struct page not in the dump"] += lost
+        dump = "page table or struct page not in the dump"
+        unreadable[dump if info.kind == "vmcore" else WENT_AWAY] += lost
     counts = np.bincount(vma_of[keep], minlength=len(walked.vmas))
     mappings = Mappings(
         frame=new_row[row[keep]].astype(np.uint32), page=page[keep], flags=flags[keep]

@@ -14,11 +14,13 @@ from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 import numpy as np
 from drgn import Architecture, FaultError, Object, PlatformFlags, Program
 from drgn.helpers.linux.mm import totalram_pages, virt_to_phys
+from numpy.typing import NDArray
 
 from ksm_eval.errors import TargetError
 from ksm_eval.replay.rules import Rules, Settings
-from ksm_eval.snapshot import U64, FrameFlag, has
+from ksm_eval.snapshot import U64, Entry, FrameFlag, has
 from ksm_eval.target import (
+    WENT_AWAY,
     FrameTable,
     Gone,
     KsmdRecords,
@@ -31,6 +33,7 @@ from ksm_eval.target import (
     page_table,
     paging_arm64,
     paging_x86,
+    rewalk,
 )
 from ksm_eval.target.features import (
     detect_rules,
@@ -118,7 +121,9 @@ class KernelTarget:
             container=opened.container,
             notes=list(opened.notes),
         )
-        # Of a live target, the frames that frames() was asked about and what was in them.
+        # Of a live target, what was walked; the frames that frames() was asked about, and what was
+        # in them.
+        self._walks: list[tuple[Process, Sequence[Vma], rewalk.Walk]] = []
         self._known: tuple[U64, U64] = (np.empty(0, np.uint64), np.empty((0, 3), np.uint64))
 
     def close(self) -> None:
@@ -142,6 +147,7 @@ class KernelTarget:
 
     @_while_there
     def processes(self, selection: Selection, *, with_registered: bool = False) -> list[Process]:
+        self._walks = []
         if self._opened.kind == "kernel":
             selection = translated(self._prog, selection, self.info.notes)
         return select_processes(
@@ -204,6 +210,13 @@ class KernelTarget:
 
     @_while_there
     def walk(self, process: Process, vmas: Sequence[Vma]) -> WalkedVmas:
+        walked = self._walk(process, vmas)
+        if self._opened.live:
+            walk = rewalk.walk_of(vmas, walked, self.info.page_size)
+            self._walks.append((process, vmas, walk))
+        return walked
+
+    def _walk(self, process: Process, vmas: Sequence[Vma]) -> WalkedVmas:
         try:
             root = virt_to_phys(_mm(process).pgd).value_()
         except FaultError as error:
@@ -212,6 +225,19 @@ class KernelTarget:
         walked = page_table.walk(self._read_physical, root, vmas, self._layout)
         self._check_process(process)
         return walked
+
+    @_while_there
+    def still_mapped(self, pfns: U64) -> NDArray[np.bool_]:
+        if not self._opened.live:
+            return np.ones(len(pfns), np.bool_)
+        seen = rewalk.Seen(pfns)
+        for process, vmas, before in self._walks:
+            try:
+                now = rewalk.walk_of(vmas, self._walk(process, vmas), self.info.page_size)
+            except Unreadable:
+                continue
+            seen.add(rewalk.unchanged(before, now))
+        return seen.rows()
 
     @cached_property
     def _max_pfn(self) -> int:
@@ -232,6 +258,10 @@ class KernelTarget:
             self._max_pfn,
             batched_pages(self._prog),
         )
+        if self._opened.live:
+            gone = ~self.still_mapped(pfns)
+            table.entry[gone] = Entry.UNREADABLE
+            table.candidate[gone] = False
         anonymous = table.candidate
         self._opened.check_user_pages(
             pfns[anonymous],
@@ -299,7 +329,7 @@ class KernelTarget:
         first, last = np.searchsorted(pfns, np.array([pfn, pfn + count], np.uint64)).tolist()
         now = identities(self._read_virtual, self._page_layout, pfns[first:last])
         if not np.array_equal(now, known[first:last]):
-            raise Unreadable("went away while it was read")
+            raise Unreadable(WENT_AWAY)
 
 
 def _handle(process: Process) -> Handle:
