@@ -50,7 +50,7 @@ from ksm_eval.target.frames import (
 )
 from ksm_eval.target.ksm_state import Contradiction, read_records
 from ksm_eval.target.lru_batches import batched_pages
-from ksm_eval.target.pid_ns import translated
+from ksm_eval.target.pid_ns import INITIAL, own_namespace, own_pid
 from ksm_eval.target.program import OpenedProgram
 from ksm_eval.target.settings import read_counters, read_settings
 from ksm_eval.target.symbols import vmcoreinfo
@@ -148,10 +148,14 @@ class KernelTarget:
     @_while_there
     def processes(self, selection: Selection, *, with_registered: bool = False) -> list[Process]:
         self._walks = []
-        if self._opened.kind == "kernel":
-            selection = translated(self._prog, selection, self.info.notes)
+        here = self._opened.kind == "kernel"
         return select_processes(
-            self._prog, selection, self.info.notes, with_registered=with_registered
+            self._prog,
+            selection,
+            self.info.notes,
+            with_registered=with_registered,
+            namespace=own_namespace() if here else INITIAL,
+            own=own_pid() if here else 0,
         )
 
     @_while_there
