@@ -54,8 +54,10 @@ from ksm_eval.target.pid_ns import INITIAL, own_namespace, own_pid
 from ksm_eval.target.program import OpenedProgram
 from ksm_eval.target.settings import read_counters, read_settings
 from ksm_eval.target.symbols import vmcoreinfo
-from ksm_eval.target.tasks import ATTEMPTS, Handle, select_processes
+from ksm_eval.target.tasks import Handle, select_processes
 from ksm_eval.target.vmas import list_vmas
+
+VMA_ATTEMPTS = 20  # of a process that maps and unmaps all the time
 
 
 class _PerArchitecture(NamedTuple):
@@ -160,12 +162,13 @@ class KernelTarget:
 
     @_while_there
     def vmas(self, process: Process, *, mergeable_only: bool) -> list[Vma]:
-        for attempt in range(ATTEMPTS if self._opened.live else 1):
+        attempts = VMA_ATTEMPTS if self._opened.live else 1
+        for attempt in range(attempts):
             try:
                 vmas = list_vmas(_mm(process), mergeable_only=mergeable_only)
             except (FaultError, ValueError) as error:
                 self._check_process(process)
-                if attempt == ATTEMPTS - 1 or not self._opened.live:
+                if attempt == attempts - 1:
                     raise Unreadable("its VMAs cannot be read") from error
             else:
                 self._check_process(process)
