@@ -9,7 +9,7 @@ import numpy as np
 
 from ksm_eval.replay.calm import Calm
 from ksm_eval.replay.converged import Prediction
-from ksm_eval.replay.counters import Counters
+from ksm_eval.replay.counters import Counters, per_process
 from ksm_eval.replay.rules import Settings
 from ksm_eval.replay.state import PassResult
 from ksm_eval.replay.warm import Verified
@@ -37,11 +37,13 @@ def assemble(
     overridden: Collection[str],
     prediction: Prediction,
     timeline: Timeline | None = None,
-    calm: Calm | None = None,
+    stood: Stood | None = None,
 ) -> Report:
     """The report of one prediction. `overridden`: settings that an option set; `timeline`: what
-    single passes do; `calm`: what stood still, where there were several samples."""
+    single passes do; `stood`: what stood still, where there were several samples."""
     meta = snapshot.meta
+    timeline = timeline or Timeline()
+    calm = None if stood is None else stood.calm
     return Report(
         target=TargetFacts(
             kind=meta.kind,
@@ -65,9 +67,9 @@ def assemble(
         vmas=_vmas(snapshot, prediction, calm),
         ineligible=_ineligible(snapshot),
         entries=_entries(snapshot),
-        notes=tuple(_notes(snapshot, prediction, calm)),
-        timeline=() if timeline is None else _timeline(timeline),
-        calm=None if calm is None else _calm(snapshot, calm),
+        notes=tuple(_notes(snapshot, prediction, timeline, calm)),
+        timeline=_timeline(timeline),
+        calm=None if stood is None else _stillness(snapshot, stood, timeline),
     )
 
 
@@ -114,11 +116,26 @@ class Timeline:
 
     passes: Sequence[PassResult] = ()
     inexact: Collection[int] = ()
+    none: str = ""  # why there are none, where several samples would give some
+
+
+@dataclass(frozen=True)
+class Stood:
+    """What stood still over several samples."""
+
+    calm: Calm
+    prediction: Prediction  # if nothing else ever merged
+    moments: Sequence[float] = ()  # seconds; when each sample was taken, if that is known
 
 
 def _timeline(timeline: Timeline) -> tuple[Pass, ...]:
     return tuple(
-        Pass(number, _counters(result.counters), number not in timeline.inexact)
+        Pass(
+            number,
+            _counters(result.counters),
+            result.exact and number not in timeline.inexact,
+            result.cow_breaks,
+        )
         for number, result in enumerate(timeline.passes, 1)
     )
 
@@ -139,17 +156,32 @@ def verified(rows: Sequence[Verified]) -> tuple[VerifyRow, ...]:
     )
 
 
-def _calm(snapshot: Snapshot, calm: Calm) -> Stillness:
+def _stillness(snapshot: Snapshot, stood: Stood, timeline: Timeline) -> Stillness:
+    calm, moments = stood.calm, stood.moments
     wanted = snapshot.processes.selected
     total, same, fresh = (int(rows[wanted].sum()) for rows in (calm.mappings, calm.calm, calm.new))
+    gained = _savings(snapshot, stood.prediction)
     return Stillness(
         samples=calm.samples,
+        seconds=moments[-1] - moments[0] if moments else None,
         mappings=total,
         calm=same,
         new=fresh,
         changed=total - same - fresh,
         fork_shared=calm.fork_shared,
+        counters=_counters(stood.prediction.counters),
+        frames_freed=gained.frames_freed,
+        bytes_freed=gained.bytes_freed,
+        net_bytes=gained.net_bytes,
+        cow_breaks_per_second=_break_rate(timeline, moments),
     )
+
+
+def _break_rate(timeline: Timeline, moments: Sequence[float]) -> float | None:
+    """From the second full scan on, which is the first that merges."""
+    if len(timeline.passes) < 3 or not moments or moments[-1] <= moments[1]:
+        return None
+    return sum(result.cow_breaks for result in timeline.passes[2:]) / (moments[-1] - moments[1])
 
 
 def _system(snapshot: Snapshot, settings: Settings, prediction: Prediction) -> System:
@@ -201,12 +233,14 @@ def _processes(
 ) -> tuple[ProcessRow, ...]:
     processes, counters, saved = snapshot.processes, prediction.processes, prediction.savings
     zero, profit = counters.ksm_zero_pages, counters.ksm_process_profit
+    mappings = per_process(snapshot.vmas, np.diff(snapshot.vmas.offset), len(processes))
     return tuple(
         ProcessRow(
             pid=int(processes.pid[row]),
             comm=processes.comm[row],
             cgroup=processes.cgroup[row],
             uid=int(processes.uid[row]),
+            mappings=int(mappings[row]),
             ksm_rmap_items=int(counters.ksm_rmap_items[row]),
             ksm_merging_pages=int(counters.ksm_merging_pages[row]),
             ksm_zero_pages=None if zero is None else int(zero[row]),
@@ -230,17 +264,19 @@ def _vmas(snapshot: Snapshot, prediction: Prediction, calm: Calm | None) -> tupl
             start=start,
             end=end,
             name=name,
+            mappings=mappings,
             ksm_pages=None if reason else ksm_pages,
             ineligible=reason or None,
             calm_pages=None if reason else calm_pages,
         )
-        for wanted, pid, start, end, name, reason, ksm_pages, calm_pages in zip(
+        for wanted, pid, start, end, name, reason, mappings, ksm_pages, calm_pages in zip(
             asked,
             pids,
             vmas.start.tolist(),
             vmas.end.tolist(),
             vmas.name,
             vmas.reason,
+            np.diff(vmas.offset).tolist(),
             prediction.ksm_pages.tolist(),
             steady,
             strict=True,
@@ -268,18 +304,27 @@ def _entries(snapshot: Snapshot) -> dict[str, int]:
     return {kind.name.lower(): int(totals[kind]) for kind in Entry}
 
 
-def _notes(snapshot: Snapshot, prediction: Prediction, calm: Calm | None) -> list[str]:
+def _notes(
+    snapshot: Snapshot, prediction: Prediction, timeline: Timeline, calm: Calm | None
+) -> list[str]:
     if calm is None:
         first = (
             "one sample: pages that change are taken for calm, so these figures are an upper bound"
+            + ("" if snapshot.meta.kind == "vmcore" else "; --samples 3 tells what stands still")
         )
     else:
         first = (
             f"{calm.samples} samples: the timeline is what ksmd does with one full scan a sample; "
-            "the settled figures are those of the last sample if nothing changed from then on. "
+            "the settled figures are those of the last sample if nothing changed from then on, "
+            "an upper bound, and those of its calm pages alone, a lower one. "
             "A write that leaves a page's bytes as they were cannot be seen in samples"
         )
-    notes = [first, *snapshot.meta.notes]
+    notes = [first, *([timeline.none] if timeline.none else []), *snapshot.meta.notes]
+    if calm is not None:
+        for people, what in ((calm.ended, "ended"), (calm.started, "started")):
+            if people:
+                which = ", ".join(people[:10]) + (", …" if len(people) > 10 else "")
+                notes.append(f"{len(people)} processes {what} between the samples: {which}")
     merged = int(has(snapshot.frames.flags, FrameFlag.KSM).sum())
     others = len(snapshot.processes) - int(snapshot.processes.selected.sum())
     if merged or others:

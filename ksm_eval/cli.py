@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +25,10 @@ from ksm_eval.options import Options, check, command
 from ksm_eval.report.text import printable
 
 if TYPE_CHECKING:
-    from ksm_eval.report.model import Report
+    from ksm_eval.report.model import Report, Run
+    from ksm_eval.sampling import Samples
     from ksm_eval.snapshot import Snapshot
-    from ksm_eval.target import Target
+    from ksm_eval.target import Progress, Selection, Target
 
 EXIT_INTERNAL = 5  # a bug in ksm-eval
 EXIT_INTERRUPT = 130  # as a shell says for SIGINT
@@ -71,27 +72,42 @@ def _work(options: Options, arguments: Sequence[str]) -> None:
     started = time.monotonic()
     _start_logging(options)
     check(options)
-    report = _report(options)
+    report, bytes_read, short = _report(options)
+    now = _run(options, arguments, report, bytes_read, started)
     if options.form == "json":
-        from ksm_eval.report.model import Run
         from ksm_eval.report.to_json import to_json
 
-        source = options.snapshot
-        now = Run(
-            version=__version__,
-            drgn=None if source or report.target.kind == "procfs" else _version_of("drgn"),
-            command=("ksm-eval", *arguments),
-            time=time.time(),
-            duration=round(time.monotonic() - started, 3),
-            snapshot=str(source) if source else None,
-        )
         text = to_json(report, now)
     else:
         from ksm_eval.report.to_terminal import to_terminal
 
-        text = to_terminal(report, **_terminal(options))
+        text = to_terminal(report, now, **_terminal(options))
     _write(text, options.output)
     _check_complete(report, options.max_unreadable)
+    if short:
+        raise IncompleteError(
+            f"fewer samples than asked for: {short}", "the report is of those that were taken"
+        )
+
+
+def _run(
+    options: Options, arguments: Sequence[str], report: Report, bytes_read: int, started: float
+) -> Run:
+    from ksm_eval.footprint import cpu_seconds, max_rss_bytes
+    from ksm_eval.report.model import Run
+
+    source = options.snapshot
+    return Run(
+        version=__version__,
+        drgn=None if source or report.target.kind == "procfs" else _version_of("drgn"),
+        command=("ksm-eval", *arguments),
+        time=time.time(),
+        duration=round(time.monotonic() - started, 3),
+        cpu_seconds=round(cpu_seconds(), 3),
+        bytes_read=bytes_read,
+        max_rss_bytes=max_rss_bytes(),
+        snapshot=str(source) if source else None,
+    )
 
 
 def _start_logging(options: Options) -> None:
@@ -101,23 +117,23 @@ def _start_logging(options: Options) -> None:
     logging.getLogger().setLevel(above_all if level == "none" else level.upper())
 
 
-def _report(options: Options) -> Report:
-    from ksm_eval.evaluate import evaluate_samples
+def _report(options: Options) -> tuple[Report, int, str]:
+    """The report, how many bytes were read for it, and what came short of the question."""
+    from ksm_eval.evaluate import evaluate_taken
     from ksm_eval.save import load, save
 
     if options.snapshot is not None:
-        return _one(options, load(options.snapshot))
-    samples = _samples(options)
-    try:
-        if len(samples) > 1:
-            return evaluate_samples(samples, _overrides(options))
-        _, snapshot = samples[0]
-        if options.save is not None:
-            save(snapshot, options.save)
-        return _one(options, snapshot)
-    finally:
-        for target, _ in samples:
-            target.close()
+        return _one(options, load(options.snapshot)), 0, ""
+    if len(options.cores) > 1:
+        return *_cores(options), ""
+    taken = _taken(options)
+    snapshot = taken.snapshots[0]
+    if options.save is not None:
+        save(snapshot, options.save)
+    if options.samples == 1:
+        return _one(options, snapshot), taken.bytes_read, ""
+    short = "" if taken.stopped is None else taken.stopped.message
+    return evaluate_taken(taken, _overrides(options)), taken.bytes_read, short
 
 
 def _one(options: Options, snapshot: Snapshot) -> Report:
@@ -128,38 +144,80 @@ def _one(options: Options, snapshot: Snapshot) -> Report:
     return evaluate_snapshot(snapshot, _overrides(options), passes=options.passes)
 
 
-def _samples(options: Options) -> list[tuple[Target, Snapshot]]:
-    """One sample a vmcore, or of what runs, all hashed under one key; the targets stay open."""
-    from ksm_eval.evaluate import collect
-    from ksm_eval.target import Selection
+def _cores(options: Options) -> tuple[Report, int]:
+    """Several vmcores: one sample each, all hashed under one key; the targets stay open."""
+    from ksm_eval.evaluate import collect, evaluate_samples
 
     seed = secrets.randbits(64)
-    samples: list[tuple[Target, Snapshot]] = []
-    bar: Any = nullcontext()
-    if not options.quiet and sys.stderr.isatty():
-        from ksm_eval.progress import ProgressBar
+    with ExitStack() as stack:
+        samples = []
+        with _progress(options) as progress:
+            for core in options.cores:
+                target = _open(options, core)
+                stack.callback(target.close)
+                snapshot = collect(
+                    target,
+                    _selection(options),
+                    mergeable_only=options.mergeable_only,
+                    progress=progress,
+                    seed=seed,
+                )
+                samples.append((target, snapshot))
+        report = evaluate_samples(samples, _overrides(options))
+        return report, sum(target.meter.bytes_read for target, _ in samples)
 
-        bar = ProgressBar()
-    with bar as progress:
-        for core in options.cores or (None,):
-            target = _open(options, core)
-            snapshot = collect(
-                target,
-                Selection(
-                    pids=options.pids,
-                    children=options.children,
-                    comms=options.comms,
-                    cgroups=options.cgroups,
-                    # Of all processes what they offer: that is what ksmd scans.
-                    all=options.everything or options.verify,
-                ),
-                mergeable_only=options.mergeable_only or options.verify,
-                exact=options.passes > 0 or options.verify or options.save is not None,
-                progress=progress,
-                seed=seed,
+
+def _taken(options: Options) -> Samples:
+    """One vmcore, or as many samples as were asked for of what runs."""
+    from ksm_eval.evaluate import take_samples
+    from ksm_eval.footprint import step_back
+
+    core = options.cores[0] if options.cores else None
+    if core is None and options.priority == "low":
+        step_back()
+
+    def announce(seconds: float) -> None:
+        if not options.quiet:
+            more = options.samples - 1
+            click.echo(
+                f"ksm-eval: a full scan would take ksmd {seconds:.0f} s; waiting as long before "
+                f"each of {more} more samples (--interval changes it)",
+                err=True,
             )
-            samples.append((target, snapshot))
-    return samples
+
+    with _progress(options) as progress:
+        return take_samples(
+            lambda: _open(options, core),
+            _selection(options),
+            samples=options.samples,
+            interval=options.interval,
+            max_rate=options.max_rate,
+            mergeable_only=options.mergeable_only or options.verify,
+            exact=options.passes > 0 or options.verify or options.save is not None,
+            progress=progress,
+            announce=announce,
+        )
+
+
+def _selection(options: Options) -> Selection:
+    from ksm_eval.target import Selection
+
+    return Selection(
+        pids=options.pids,
+        children=options.children,
+        comms=options.comms,
+        cgroups=options.cgroups,
+        # Of all processes what they offer: that is what ksmd scans.
+        all=options.everything or options.verify,
+    )
+
+
+def _progress(options: Options) -> AbstractContextManager[Progress | None]:
+    if options.quiet or not sys.stderr.isatty():
+        return nullcontext()
+    from ksm_eval.progress import ProgressBar
+
+    return ProgressBar()
 
 
 def _open(options: Options, core: Path | None) -> Target:

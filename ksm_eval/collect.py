@@ -5,13 +5,14 @@ from __future__ import annotations
 import secrets
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ksm_eval.collect_ksmd import ksmd_state
 from ksm_eval.errors import TargetError
+from ksm_eval.footprint import available_bytes
 from ksm_eval.memcmp_order import with_memcmp_order
 from ksm_eval.save_check import Invalid, check_ksmd
 from ksm_eval.snapshot import (
@@ -32,6 +33,7 @@ from ksm_eval.snapshot import (
 )
 from ksm_eval.sweep import sweep
 from ksm_eval.target import (
+    WALKING,
     WENT_AWAY,
     FrameTable,
     Gone,
@@ -45,6 +47,9 @@ from ksm_eval.target import (
     WalkedVmas,
     rights,
 )
+
+BYTES_A_MAPPING = 200
+"""Of memory that collecting and replaying take at most, where each mapping has its own frame."""
 
 
 @dataclass
@@ -113,6 +118,7 @@ def collect(
             f"{len(walked.gone)} processes ended while they were read and are left out: "
             + ", ".join(walked.gone)
         )
+    _require_memory(sum(walked.counts))
     pfn = np.concatenate([np.empty(0, np.uint64), *walked.pfn])
     pfns, row = _distinct(pfn)
     table = target.frames(pfns)
@@ -131,6 +137,8 @@ def collect(
     frame_rows = np.flatnonzero(used)
     new_row = np.cumsum(used) - 1
     compounds, compound = _compounds(table, frame_rows)
+    if rules.pmd_at_a_time:
+        compounds = _with_order(target, compounds, compound, table.mapcount[frame_rows])
     seed = secrets.randbits(64) if seed is None else seed
     records = target.ksmd(walked.processes) if warm else None
     swept = sweep(target, pfns[frame_rows], seed, progress, checksums=records is not None)
@@ -187,7 +195,7 @@ def collect(
         processes=_process_table(walked.processes),
         vmas=vmas,
         mappings=mappings,
-        frames=with_memcmp_order(target, frames, rules, mappings, settings, exact=exact),
+        frames=with_memcmp_order(target, frames, rules, mappings, settings, ksmd, exact=exact),
         compounds=compounds,
         ksmd=ksmd,
     )
@@ -214,8 +222,18 @@ def _walk(
         if reason:
             walked.lost.append(f"pid {process.pid} ({process.comm}): {reason}")
         if progress is not None:
-            progress("walking page tables", done + 1, len(processes))
+            progress(WALKING, done + 1, len(processes))
     return walked
+
+
+def _require_memory(mappings: int) -> None:
+    needed, left = BYTES_A_MAPPING * mappings, available_bytes()
+    if needed > left:
+        raise TargetError(
+            f"{mappings} pages need {needed >> 20} MiB of memory, and this machine has only "
+            f"{left >> 20} MiB left",
+            "select fewer processes, or evaluate a vmcore on a larger machine",
+        )
 
 
 def _nothing_read(info: TargetInfo, walked: _Walked) -> TargetError:
@@ -264,6 +282,20 @@ def _compounds(table: FrameTable, rows: NDArray[np.int64]) -> tuple[Compounds, U
         ),
         compound,
     )
+
+
+def _with_order(target: Target, compounds: Compounds, compound: U32, mapcount: U32) -> Compounds:
+    """`compound` and `mapcount` have a row a frame."""
+    member = compound != NO_COMPOUND
+    row = compound[member]
+    mixed = np.zeros(len(compounds), np.bool_)  # some page has more than the PMDs
+    np.logical_or.at(mixed, row, mapcount[member] > compounds.pmd_mapcount[row])
+    mixed &= compounds.pmd_mapcount > 0
+    behind = target.pte_behind(compounds.head[mixed], compounds.pages[mixed])
+    if behind is None:
+        return compounds
+    mixed[mixed] = behind
+    return replace(compounds, pte_behind=mixed)
 
 
 def _refuse_if_filtered(unreadable: dict[str, int], frames: int) -> None:

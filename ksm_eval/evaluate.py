@@ -4,31 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ksm_eval.assemble import Timeline, assemble, verified
+from ksm_eval.assemble import Stood, Timeline, assemble, verified
 from ksm_eval.collect import collect
 from ksm_eval.errors import TargetError, UsageError
+from ksm_eval.footprint import available_bytes
 from ksm_eval.memcmp_order import common_order
-from ksm_eval.replay.calm import calm
+from ksm_eval.replay.calm import calm, calm_only
+from ksm_eval.replay.contents import blocked_by_prot_none
 from ksm_eval.replay.converged import predict
 from ksm_eval.replay.ksmd import simulate
 from ksm_eval.replay.rules import Settings
 from ksm_eval.replay.series import simulate_series
 from ksm_eval.replay.warm import simulate_warm, verify
 from ksm_eval.report.model import Report
+from ksm_eval.sampling import Samples, take_samples
 from ksm_eval.snapshot import Snapshot, has_merged
 from ksm_eval.target import Progress, Selection, Target
+
+BYTES_A_VISIT = 1000
+"""Of memory that the visit-by-visit replay of samples takes a mapping."""
 
 __all__ = [
     "collect",
     "evaluate",
     "evaluate_samples",
+    "evaluate_series",
     "evaluate_snapshot",
+    "evaluate_taken",
     "open_guest",
     "open_live",
     "open_target",
+    "take_samples",
     "verify_snapshot",
 ]
 
@@ -134,26 +144,94 @@ def verify_snapshot(snapshot: Snapshot, *, passes: int = 1) -> Report:
 def evaluate_samples(
     samples: Sequence[tuple[Target, Snapshot]], overrides: Mapping[str, Any] | None = None
 ) -> Report:
-    """Replay ksmd over several samples of one boot, a full scan each.
+    """Replay ksmd over vmcores of one boot, in their order, a full scan each.
 
-    The targets must still be open, and the snapshots collected with one `seed`. The settled
-    state is that of the last sample if it stood still from then on. Raises UsageError for
-    samples of different kernels.
+    The targets must still be open, and the snapshots collected with one `seed`. Raises
+    UsageError for samples of different kernels; see evaluate_series().
     """
     _same_boot([target for target, _ in samples])
-    if any(snapshot.ksmd is not None or has_merged(snapshot) for _, snapshot in samples):
-        raise TargetError(
-            "ksmd has run on this target: samples of it show its work and the program's at once",
-            "evaluate one sample, with --passes or --verify",
+    snapshots = [snapshot for _, snapshot in samples]
+    if not _has_run(snapshots):
+        snapshots = common_order(samples)
+    return evaluate_series(snapshots, overrides, ranked=True)
+
+
+def evaluate_taken(
+    taken: Samples, overrides: Mapping[str, Any] | None = None, *, passes: int = 0
+) -> Report:
+    """What sampling.take_samples() took: evaluate_series(), of one evaluate_snapshot()."""
+    snapshots, moments = taken.snapshots, taken.moments
+    if len(snapshots) == 1:
+        report = evaluate_snapshot(snapshots[0], overrides, passes=passes)
+    else:
+        report = evaluate_series(snapshots, overrides, moments)
+    notes = []
+    if taken.stopped is not None:
+        notes.append(
+            f"only {len(snapshots)} of {taken.wanted} samples could be taken: "
+            f"{taken.stopped.message}"
         )
-    snapshots = common_order(samples)
+    apart = max((after - before for before, after in pairwise(moments)), default=0.0)
+    if apart > taken.interval + 1:
+        notes.append(
+            f"samples were up to {apart:.0f} s apart, not {taken.interval:.0f} s: reading one "
+            "takes that long"
+        )
+    return replace(report, notes=(*notes, *report.notes))
+
+
+def evaluate_series(
+    snapshots: Sequence[Snapshot],
+    overrides: Mapping[str, Any] | None = None,
+    moments: Sequence[float] = (),
+    *,
+    ranked: bool = False,
+) -> Report:
+    """Replay ksmd over several samples, a full scan each.
+
+    The settled state is that of the last sample if it stood still from then on. `moments`: when
+    each was taken, in seconds, if that is known; `ranked`: Frames.order means the same in all.
+    """
     last = snapshots[-1]
     settings = _settings(last, overrides)
-    prediction = predict(last, settings)
-    timeline = Timeline(simulate_series(snapshots, settings))
+    if _has_run(snapshots):
+        timeline = Timeline(
+            none="ksmd has run here: samples show its work and the program's at once, so what "
+            "single full scans would do is not told"
+        )
+    elif not ranked and any(map(blocked_by_prot_none, snapshots)):
+        timeline = Timeline(
+            none="PROT_NONE pages block merging on this kernel: what single full scans do then "
+            "depends on the order of contents, which cannot be had of a memory that changes"
+        )
+    elif (needed := BYTES_A_VISIT * len(last.mappings)) > available_bytes():
+        timeline = Timeline(
+            none=f"single full scans are not told: to replay them for {len(last.mappings)} pages "
+            f"takes {needed >> 20} MiB of memory, more than there is"
+        )
+    else:
+        series = snapshots if ranked else [_unranked(snapshot) for snapshot in snapshots]
+        timeline = Timeline(simulate_series(series, settings))
+    stood_still = calm(snapshots)
+    calm_prediction = predict(calm_only(last, stood_still), settings)
     return assemble(
-        last, settings, frozenset(overrides or ()), prediction, timeline, calm(snapshots)
+        last,
+        settings,
+        frozenset(overrides or ()),
+        predict(last, settings),
+        timeline,
+        Stood(stood_still, calm_prediction, tuple(moments)),
     )
+
+
+def _has_run(snapshots: Sequence[Snapshot]) -> bool:
+    """Has ksmd worked on any of them?"""
+    return any(snapshot.ksmd is not None or has_merged(snapshot) for snapshot in snapshots)
+
+
+def _unranked(snapshot: Snapshot) -> Snapshot:
+    """What runs cannot be read again to find one order for all samples."""
+    return replace(snapshot, frames=replace(snapshot.frames, order=None))
 
 
 def _same_boot(targets: Sequence[Target]) -> None:

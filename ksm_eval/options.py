@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ VIAS = ("auto", "kcore", "proc")
 
 EXAMPLES = """\
   sudo ksm-eval --pid 1234 --children
+  sudo ksm-eval --comm postgres --samples 3 --interval 20
   ksm-eval -c vmcore --comm 'php-fpm*'
   ksm-eval -c vmcore --cgroup /system.slice/nginx.service"""
 
@@ -46,6 +48,10 @@ class Options:
     merge_across_nodes: bool | None
     smart_scan: bool | None
     passes: int
+    samples: int
+    interval: float | None  # None: as long as a full scan takes
+    max_rate: float
+    priority: str
     verify: bool
     save: Path | None
     form: str
@@ -64,6 +70,33 @@ def _percent(context: click.Context, parameter: click.Parameter, text: str) -> f
     if not 0 <= number <= 100:  # false for NaN, too
         raise click.BadParameter(f"{text!r} is not from 0 to 100", context, parameter)
     return number
+
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+
+
+def _size(context: click.Context, parameter: click.Parameter, text: str | None) -> float:
+    """Bytes: "200M", "1.5 GiB"; the prefixes are powers of 1024. 0 if not given."""
+    if text is None:
+        return 0.0
+    found = _SIZE.fullmatch(text.strip())
+    size = float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " ") if found else 0.0
+    if not size:
+        raise click.BadParameter(f"{text!r} is not a size such as 200M", context, parameter)
+    return size
+
+
+def _interval(context: click.Context, parameter: click.Parameter, text: str) -> float | None:
+    """Seconds, None for "auto"."""
+    if text == "auto":
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < 1e9:  # false for NaN, too
+        raise click.BadParameter(f"{text!r} is neither seconds nor auto", context, parameter)
+    return seconds
 
 
 def _file(*names: str, **more: Any) -> Callable[[_F], _F]:
@@ -149,6 +182,22 @@ Examples:
     help="Also the counters after each of the first N full scans.",
 )  # fmt: skip
 @click.option(
+    "--samples", type=click.IntRange(1, 1000), default=1, show_default=True, metavar="K",
+    help="Read what runs K times: what stands still, and a full scan a sample.",
+)  # fmt: skip
+@click.option(
+    "--interval", callback=_interval, default="auto", show_default=True, metavar="SECONDS|auto",
+    help="From one sample to the next; auto: as long as ksmd would take for a full scan.",
+)  # fmt: skip
+@click.option(
+    "--max-rate", callback=_size, metavar="SIZE",
+    help="Read no more than this a second, for example 200M.",
+)  # fmt: skip
+@click.option(
+    "--priority", type=click.Choice(["low", "normal"]), default="low", show_default=True,
+    help="CPU and disk priority of this process where it reads what runs.",
+)  # fmt: skip
+@click.option(
     "--verify", is_flag=True,
     help="Where ksmd has run: its own records and their replay beside the target's counters.",
 )  # fmt: skip
@@ -199,6 +248,8 @@ def check(options: Options) -> None:
             "--all": options.everything,
             "--mergeable-only": options.mergeable_only,
             "--save": options.save,
+            "--samples": options.samples > 1,
+            "--max-rate": options.max_rate,
         }
         _refuse(collecting, "--snapshot", "all that was settled when the snapshot was taken")
     else:
@@ -206,18 +257,28 @@ def check(options: Options) -> None:
         if len(options.cores) > 1:
             one = {"--passes": options.passes, "--save": options.save}
             _refuse(one, "several vmcores", "each of them is one sample and one full scan")
+        _check_samples(options)
         _check_target(options)
     _check_outputs(options)
 
 
+def _check_samples(options: Options) -> None:
+    if options.samples > 1:
+        _refuse({"--core": options.cores}, "--samples", "several -c are samples already")
+        one = {"--passes": options.passes, "--save": options.save, "--verify": options.verify}
+        _refuse(one, "--samples", "each sample is one full scan")
+    elif options.interval is not None:
+        raise UsageError("--interval of what?", "add --samples K")
+
+
 def _check_target(options: Options) -> None:
     """What belongs to another kind of target."""
-    via = {"--via": options.via}
+    via = {"--via": options.via, "--max-rate": options.max_rate}
     if options.cores:
-        _refuse(via, "a vmcore", "it is about the running kernel")
+        _refuse(via, "a vmcore", "it is about what runs")
         _refuse({"--qemu": options.qemu is not None}, "a vmcore", "evaluate one after the other")
     elif options.qemu is not None:
-        _refuse(via, "--qemu", "it is about the running kernel")
+        _refuse({"--via": options.via}, "--qemu", "it is about the running kernel")
         _refuse({"--architecture": options.architecture}, "--qemu", "QEMU tells it")
     else:
         more = {"--vmcoreinfo": options.vmcoreinfo, "--architecture": options.architecture}

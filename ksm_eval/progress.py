@@ -5,7 +5,26 @@ from __future__ import annotations
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.text import Text
+
+from ksm_eval.target import READING, WAITING, WALKING
+
+_UNITS = {WALKING: "processes", READING: "pages", WAITING: "s"}
+
+
+class _Count(ProgressColumn):
+    """What is done of how much, how fast, and how long the rest takes."""
+
+    def render(self, task: Task) -> Text:
+        unit = next((u for stage, u in _UNITS.items() if task.description.endswith(stage)), "")
+        done, left = int(task.completed), task.time_remaining
+        text = f"{done}/{int(task.total)} {unit}" if task.total else f"{done} {unit}"
+        if unit == "pages" and task.speed:
+            text += f" {task.speed / 1000:.0f}k/s"
+        if left is not None and unit != "s":
+            text += f" {int(left) // 60}:{int(left) % 60:02d} left"
+        return Text(text)
 
 
 class ProgressBar:
@@ -14,9 +33,8 @@ class ProgressBar:
     def __init__(self) -> None:
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=30),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TimeElapsedColumn(),
+            BarColumn(bar_width=10),
+            _Count(),
             console=Console(stderr=True),
             transient=True,
         )

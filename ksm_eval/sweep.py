@@ -11,7 +11,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from ksm_eval.snapshot import U8, U32, U64, FrameFlag, has, mark
-from ksm_eval.target import WENT_AWAY, Progress, Target, Unreadable
+from ksm_eval.target import READING, WENT_AWAY, Progress, Target, Unreadable
 
 MAX_RUN = 1 << 20  # bytes a read: stays in the L2 cache and is not a fresh mmap each time
 MAX_GAP = 5  # pages not asked for that are worth reading to keep a run going
@@ -125,7 +125,7 @@ def _sweep(
                 checksum[first:last] = [_checksum(data[o : o + size]) for o in offsets]
         done += last - first
         if progress is not None:
-            progress("reading and hashing frames", done, len(places))
+            progress(READING, done, len(places))
     readable = ~has(flags, FrameFlag.UNREADABLE)
     mark(flags, readable & (hashes == np.uint64(zero)), FrameFlag.ZERO)
     return Sweep(hashes, flags, dict(unreadable), checksum)

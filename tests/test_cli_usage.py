@@ -56,10 +56,11 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_nothing_selected_shows_how(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in ([], ["-c", CORE]):
         hint = fails(capsys, 2, "no process selected", *arguments)
-        assert [line.split()[0] for line in hint[1:]] == ["sudo", "ksm-eval", "ksm-eval"]
+        assert [line.split()[0] for line in hint[1:]] == ["sudo", "sudo", "ksm-eval", "ksm-eval"]
         assert "--pid" in hint[1]
-        assert "--comm" in hint[2]
-        assert "--cgroup" in hint[3]
+        assert "--samples" in hint[2]
+        assert "--comm" in hint[3]
+        assert "--cgroup" in hint[4]
 
 
 @pytest.mark.parametrize(

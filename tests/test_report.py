@@ -19,12 +19,14 @@ from ksm_eval.report.blocks import human_bytes
 from ksm_eval.report.model import (
     Completeness,
     Ineligible,
+    Pass,
     Phase,
     ProcessRow,
     Report,
     Run,
     Savings,
     Setting,
+    Stillness,
     System,
     TargetFacts,
     VmaRow,
@@ -41,6 +43,9 @@ RUN = Run(
     command=("ksm-eval", "--format", "json"),
     time=1.7e9,
     duration=1.25,
+    cpu_seconds=0.75,
+    bytes_read=130 * 1024**2,
+    max_rss_bytes=95 * 1024**2,
     snapshot=None,
 )
 
@@ -119,8 +124,8 @@ def report(**changes: Any) -> Report:
         ),
         processes=(process(100, "web-parent", 1), process(101, "web", 9)),
         vmas=(
-            VmaRow(100, 0x7F00_0000_0000, 0x7F00_0100_0000, "[heap]", 73, None),
-            VmaRow(100, 0x7FFF_FFFF_F000, 0xFFFF_FFFF_FFFF_F000, "/dev/shm/x", None, "shared"),
+            VmaRow(100, 0x7F00_0000_0000, 0x7F00_0100_0000, "[heap]", 90, 73, None),
+            VmaRow(100, 0x7FFF_FFFF_F000, 0xFFFF_FFFF_FFFF_F000, "/dev/shm/x", 0, None, "shared"),
         ),
         ineligible=(Ineligible("VM_SHARED", 1, 1 << 20),),
         entries={"candidate": 56170, "swap": 31, "poison": 0},
@@ -135,6 +140,7 @@ def process(pid: int, comm: str, profit: int | None, **changes: Any) -> ProcessR
         comm=comm,
         cgroup="/web.slice",
         uid=1000,
+        mappings=11234,
         ksm_rmap_items=11234,
         ksm_merging_pages=8888,
         ksm_zero_pages=0,
@@ -151,6 +157,37 @@ def without_smart_scan() -> Report:
     del counters["general_profit"], counters["ksm_zero_pages"]
     old = process(7, "old", None, ksm_zero_pages=None)
     return report(system=System(counters=counters), processes=(old,))
+
+
+def sampled() -> Report:
+    """Three samples in 12 seconds: a tenth of the pages changed."""
+    counters = {**report().system.counters, "pages_shared": 2000, "pages_sharing": 38000}
+    return report(
+        timeline=(
+            Pass(1, {**counters, "pages_shared": 0, "pages_sharing": 0}, True),
+            Pass(2, counters, True),
+            Pass(3, counters, False, cow_breaks=25),
+        ),
+        calm=Stillness(
+            samples=3,
+            seconds=12.0,
+            mappings=56170,
+            calm=50553,
+            new=617,
+            changed=5000,
+            fork_shared=38270,
+            counters=counters,
+            frames_freed=10400,
+            bytes_freed=42598400,
+            net_bytes=38850112,
+            cow_breaks_per_second=4.25,
+        ),
+        processes=(
+            process(100, "web-parent", 9, calm_pages=11234),
+            process(101, "web", 8, calm_pages=11233),
+            process(102, "idle", 7, mappings=0, calm_pages=0),
+        ),
+    )
 
 
 def document(made: Report) -> dict[str, Any]:
@@ -195,6 +232,7 @@ def test_json_values() -> None:
             "start": "0x7f0000000000",
             "end": "0x7f0001000000",
             "name": "[heap]",
+            "mappings": 90,
             "ksm_pages": 73,
         },
         {
@@ -202,6 +240,7 @@ def test_json_values() -> None:
             "start": "0x7ffffffff000",
             "end": "0xfffffffffffff000",
             "name": "/dev/shm/x",
+            "mappings": 0,
             "ineligible": "shared",
         },
     ]
@@ -463,3 +502,43 @@ def test_printable(text: str, shown: str) -> None:
 def test_any_text(text: str) -> None:
     assert printable(text).isprintable()
     encodable(text).encode("utf-8")
+
+
+def test_samples_in_the_terminal() -> None:
+    text = to_terminal(sampled())
+    check_terminal(text)
+    check_terminal(to_terminal(sampled(), width=40), 40)
+    said = words(text)
+    assert (
+        "Pages that stood still over 3 samples free 10400 frames (40.6 MiB) alone, 37.1 MiB net."
+    ) in said
+    assert "Over 3 samples in 12.0 s" in said
+    assert "calm: equal in every sample 50553 90.0 %" in said
+    assert "changed 5000 8.9 %" in said
+    assert "cost the programs 4.2 COW faults a second" in said
+    assert "pages_sharing 38000 42037" in said
+    assert "frames freed 10400 11457" in said
+    lines = text.splitlines()
+    assert sum(line.endswith("MiB 100 %") for line in lines) == 2  # all of 11234, and none of none
+    assert sum(line.endswith("MiB  99 %") for line in lines) == 1  # all but one
+
+
+def test_samples_in_json() -> None:
+    made = document(sampled())
+    assert made["calm"]["cow_breaks_per_second"] == 4.25
+    assert [row["cow_breaks"] for row in made["timeline"]] == [0, 0, 25]
+    assert [row["calm_pages"] for row in made["processes"]] == [11234, 11233, 0]
+    assert made["calm"]["counters"]["pages_sharing"] == 38000
+
+
+def test_what_the_run_cost() -> None:
+    """Said where a host was read, not where a file was."""
+    live = report(target=replace(report().target, kind="procfs"))
+    said = words(to_terminal(live, RUN))
+    assert (
+        "0.8 s of CPU in 1.2 s, 130.0 MiB read of the target, at most 95.0 MiB of memory." in said
+    )
+    assert "of CPU" not in to_terminal(report(), RUN)
+    run = document(live)["run"]
+    assert (run["cpu_seconds"], run["bytes_read"]) == (0.75, 136314880)
+    assert run["max_rss_bytes"] == 99614720

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ksm_eval.replay.counters import per_process, per_vma
-from ksm_eval.snapshot import I64, U64, Snapshot
+from ksm_eval.snapshot import I64, U64, FrameFlag, Snapshot, has, mark
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,10 @@ class Calm:
     fork_shared: int
     """Mappings of the last sample beyond the first of their frame. ksmd counts those it does
     not merge as pages_volatile, though nothing about them changes."""
+    still: NDArray[np.bool_]
+    """Shape (M,), mappings of the last sample: calm ones."""
+    ended: list[str]  # processes of an earlier sample that are not in the last: "pid (comm)"
+    started: list[str]  # and those that are not in the first
 
 
 def calm(samples: Sequence[Snapshot]) -> Calm:
@@ -52,7 +56,44 @@ def calm(samples: Sequence[Snapshot]) -> Calm:
         vma_calm=steady,
         vma_mappings=total,
         fork_shared=len(last.mappings) - len(last.frames),
+        still=same,
+        ended=_missing(samples[:-1], last),
+        started=_missing([last], samples[0]),
     )
+
+
+def _keys(sample: Snapshot) -> dict[tuple[int, int], int]:
+    """Row of each process, by pid and start time."""
+    pids, started = sample.processes.pid.tolist(), sample.processes.start_time.tolist()
+    return {key: row for row, key in enumerate(zip(pids, started, strict=True))}
+
+
+def _missing(samples: Sequence[Snapshot], there: Snapshot) -> list[str]:
+    """Processes of `samples` that are not `there`."""
+    known = _keys(there)
+    found = {
+        key: f"{key[0]} ({sample.processes.comm[row]})"
+        for sample in samples
+        for key, row in _keys(sample).items()
+        if key not in known and sample.processes.selected[row]
+    }
+    return list(found.values())
+
+
+def calm_only(last: Snapshot, found: Calm) -> Snapshot:
+    """The last sample as if all pages but the calm ones changed all the time: ksmd finds
+    another checksum at every visit and never merges them.
+
+    A frame is calm if one of its mappings is: that one's content is the frame's.
+    """
+    frames = last.frames
+    steady = np.zeros(len(frames), np.bool_)
+    steady[last.mappings.frame[found.still]] = True
+    flags = frames.flags.copy()
+    changing = ~steady & ~has(flags, FrameFlag.KSM)
+    flags[changing] &= np.uint8(0xFF & ~FrameFlag.ZERO)
+    mark(flags, changing, FrameFlag.UNREADABLE)  # to ksmd as good as contents without an equal
+    return replace(last, frames=replace(frames, flags=flags))
 
 
 def _addresses(snapshot: Snapshot) -> tuple[U64, I64]:
@@ -70,20 +111,12 @@ def _compare(earlier: Snapshot, last: Snapshot) -> tuple[NDArray[np.bool_], NDAr
     address, bounds = _addresses(last)
     old_hash = earlier.frames.hash[earlier.mappings.frame]
     hashes = last.frames.hash[last.mappings.frame]
-    known = {
-        key: row
-        for row, key in enumerate(
-            zip(
-                earlier.processes.pid.tolist(),
-                earlier.processes.start_time.tolist(),
-                strict=True,
-            )
-        )
-    }
+    read = ~has(last.frames.flags, FrameFlag.UNREADABLE)[last.mappings.frame]
+    old_read = ~has(earlier.frames.flags, FrameFlag.UNREADABLE)[earlier.mappings.frame]
+    known = _keys(earlier)
     found = np.zeros(len(address), np.bool_)
     equal = np.zeros(len(address), np.bool_)
-    keys = zip(last.processes.pid.tolist(), last.processes.start_time.tolist(), strict=True)
-    for row, key in enumerate(keys):
+    for key, row in _keys(last).items():
         if key not in known:
             continue
         low, high = old_bounds[known[key]], old_bounds[known[key] + 1]
@@ -94,4 +127,5 @@ def _compare(earlier: Snapshot, last: Snapshot) -> tuple[NDArray[np.bool_], NDAr
         at = np.minimum(np.searchsorted(old, address[mine]), len(old) - 1)
         found[mine] = old[at] == address[mine]
         equal[mine] = found[mine] & (old_hash[low:high][at] == hashes[mine])
+        equal[mine] &= read[mine] & old_read[low:high][at]
     return found, equal

@@ -121,10 +121,13 @@ def split_attempts(snapshot: Snapshot) -> I64:
 
     An attempt ends at the first process that maps the page by PMD, which has PTEs from then on.
     It succeeds if no other mapper follows: one that has PTEs costs another attempt if it comes
-    behind the last PMD. Mappers follow each other in fork order.
+    behind the last PMD. Where the snapshot does not tell, mappers are taken to follow each other
+    in fork order.
     """
     compounds, mappings = snapshot.compounds, snapshot.mappings
     attempts = compounds.pmd_mapcount.astype(np.int64)
+    if compounds.pte_behind is not None:
+        return attempts + compounds.pte_behind
     process = np.repeat(snapshot.vmas.process.astype(np.int64), np.diff(snapshot.vmas.offset))
     compound = snapshot.frames.compound[mappings.frame].astype(np.int64)
     inside = compound != NO_COMPOUND
@@ -144,14 +147,18 @@ def remappable(snapshot: Snapshot, positions: I64) -> NDArray[np.bool_]:
     return free
 
 
+def blocked_by_prot_none(snapshot: Snapshot) -> bool:
+    """Whether there are PROT_NONE pages, which this kernel cannot read in the unstable tree."""
+    prot_none = (snapshot.mappings.flags & MappingFlag.PROT_NONE) != 0
+    return snapshot.meta.rules.prot_none_unreadable and bool(prot_none.any())
+
+
 def poisoned(snapshot: Snapshot) -> bool:
     """Whether the shape of the unstable tree decides, so that everything must be replayed.
 
     Raises TargetError if it does and the snapshot does not have `Frames.order`.
     """
-    if not snapshot.meta.rules.prot_none_unreadable:
-        return False
-    if not bool((snapshot.mappings.flags & MappingFlag.PROT_NONE).any()):
+    if not blocked_by_prot_none(snapshot):
         return False
     if snapshot.frames.order is None:
         raise TargetError(

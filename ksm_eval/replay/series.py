@@ -13,11 +13,13 @@ only by searches of their own content, which can leave stable_node_chains and _d
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ksm_eval.replay.contents import (
+    REMAPPED,
     ZERO_PAGE,
     blocked_mappings,
     checked_mappings,
@@ -89,6 +91,8 @@ class Series(Ksmd):
         self.parents: dict[Key, Key] = {}  # of the processes that are new in this sample
         self.copied: dict[Key, tuple[int, int]] = {}  # counters a process started with (6.1)
         self.last: dict[Key, tuple[int, int]] = {}
+        self.cow_breaks = 0  # since the last full scan
+        self.last_zero: dict[Key, int] = {}  # ksm_zero_pages
 
     def advance(self, snapshot: Snapshot) -> None:
         """The memory is as in `snapshot` now."""
@@ -115,6 +119,8 @@ class Series(Ksmd):
         self.parents = parents
         for key, parent in parents.items():
             self.copied[key] = self.last[parent]
+            if self.rules.fork_copies_counters:
+                self.zero_inherited += self.last_zero.get(parent, 0)
         source = before.slot >= 0
         same_pfn = source & (before.pfn == pfn)
         same = source & (before.content == content) & (same_pfn | (content >= 0))
@@ -123,6 +129,9 @@ class Series(Ksmd):
         frames = np.array([*self.frame, GONE], np.int64)[before.slot]
         node = np.array([*self.node, ORDINARY, ORDINARY, ORDINARY], np.int64)[frames]
         # What ksmd merged stays. Other frames do where the target's did, and with a fork.
+        merged = own & ((frames == ZERO_PAGE) | (frames == REMAPPED) | (node >= 0))
+        written = merged & source & (before.content >= 0) & (content >= 0) & ~same
+        self.cow_breaks = int(written.sum())
         keep = same & (same_pfn | (own & ((frames < 0) | (node >= 0))))
         dissolved = keep & (raw < 0) & (frames >= 0)
         for f in np.unique(frames[dissolved]).tolist():
@@ -331,9 +340,13 @@ class Series(Ksmd):
         huge = has(snapshot.mappings.flags, MappingFlag.HUGE)[inside]
         compound, rows = now.compound[inside], row[inside]
         raw = snapshot.frames.compound[snapshot.mappings.frame[inside]]
-        mapcount = snapshot.compounds.pmd_mapcount[raw]
-        outside = dict(zip(compound[huge].tolist(), mapcount[huge].tolist(), strict=True))
+        numbers, at = np.unique(compound, return_index=True)
+        mapcount = snapshot.compounds.pmd_mapcount[raw[at]]
+        outside = dict(zip(numbers.tolist(), mapcount.tolist(), strict=True))
         self.pmds = {}
+        known_behind: set[int] = set()
+        if snapshot.compounds.pte_behind is not None:
+            known_behind.update(compound[snapshot.compounds.pte_behind[raw]].tolist())
         behind: dict[int, int] = {}  # last process that has PTEs
         by_pmd_last: dict[int, int] = {}  # and that has a PMD in the target
         mappers = np.unique(np.stack((compound, rows, huge), axis=1), axis=0)
@@ -343,14 +356,14 @@ class Series(Ksmd):
                 by_pmd_last[c] = number
             if by_pmd and (c, self.keys[number]) not in self.pte_mapped:
                 self.pmds.setdefault(c, []).append(number)
-            else:
+            elif by_pmd or snapshot.compounds.pte_behind is None:
                 behind[c] = number
         for c, count in outside.items():
             found = self.pmds.get(c, [])
             last = max(found, default=by_pmd_last.get(c, -1))
             left = count - self.outside_split.get(c, 0)
             found += [OUTSIDE] * max(left, 0)
-            if found and last >= 0 and behind.get(c, -1) > last:
+            if found and (c in known_behind or 0 <= last < behind.get(c, -1)):
                 found.append(OUTSIDE)  # never broken: a split succeeds at the last
             if found and not self.split[c]:
                 self.pmds[c] = found
@@ -394,7 +407,12 @@ class Series(Ksmd):
                     np.zeros(len(base), np.int64) if zero is None else zero,
                 ),
             )
+        # Without ranks a chain is pruned only by searches of its own content.
+        exact = self.shape_unknown != self.passes and (self.has_order or not self.stable.chains)
+        found = replace(found, cow_breaks=self.cow_breaks, exact=exact)
         ours = found.processes
         pairs = zip(ours.ksm_rmap_items.tolist(), ours.ksm_merging_pages.tolist(), strict=True)
         self.last = dict(zip(self.keys, pairs, strict=True))
+        if ours.ksm_zero_pages is not None:
+            self.last_zero = dict(zip(self.keys, ours.ksm_zero_pages.tolist(), strict=True))
         return found

@@ -71,18 +71,29 @@ class Pass:
     number: int  # from 1
     counters: Mapping[str, int]  # as System.counters, and pages_scanned, pages_skipped, full_scans
     exact: bool  # False: depends on the order of the contents, which the snapshot does not tell
+    cow_breaks: int = 0  # merged mappings written since the scan before, where samples show it
 
 
 @dataclass(frozen=True)
 class Stillness:
-    """Candidate mappings of the last sample: calm + new + changed = mappings."""
+    """Candidate mappings of the last sample: calm + new + changed = mappings.
+
+    From `counters` on: once settled, if only calm pages ever merge. Report.system and .savings
+    are if all do; what a ksmd that never stops arrives at is in between.
+    """
 
     samples: int
+    seconds: float | None  # from the first sample to the last; None: not known (vmcores)
     mappings: int
     calm: int  # there with equal contents in every sample
     new: int  # not there in every sample
     changed: int
     fork_shared: int  # beyond the first of their frame: pages_volatile unless merged, yet calm
+    counters: Mapping[str, int]
+    frames_freed: int
+    bytes_freed: int
+    net_bytes: int
+    cow_breaks_per_second: float | None  # writes to merged pages; None: fewer than three samples
 
 
 @dataclass(frozen=True)
@@ -121,6 +132,7 @@ class ProcessRow:
     comm: str
     cgroup: str
     uid: int
+    mappings: int  # candidate pages
     ksm_rmap_items: int
     ksm_merging_pages: int
     ksm_zero_pages: int | None
@@ -138,6 +150,7 @@ class VmaRow:
     start: int
     end: int
     name: str
+    mappings: int  # candidate pages
     ksm_pages: int | None  # smaps' KSM:, in pages
     ineligible: str | None  # why ksmd will not look at it
     calm_pages: int | None = None  # with several samples
@@ -184,4 +197,7 @@ class Run:
     command: tuple[str, ...]
     time: float  # seconds since the epoch when it ended
     duration: float  # seconds
+    cpu_seconds: float  # user and system time of this process
+    bytes_read: int  # of the target: pages, page tables, struct pages
+    max_rss_bytes: int  # the most memory this process had
     snapshot: str | None  # the file evaluated, None if memory was read

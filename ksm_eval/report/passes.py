@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from ksm_eval.report.blocks import hanging, or_dash, percent, plain, table_of, title
-from ksm_eval.report.model import Pass, Stillness, VerifyRow
+from ksm_eval.report.model import Pass, Report, VerifyRow
 
 _COLUMNS = {
     "pages_shared": "shared",
@@ -17,6 +17,7 @@ _COLUMNS = {
     "stable_node_dups": "dups",
     "general_profit": "profit",
 }
+_RANGED = ("pages_shared", "pages_sharing", "ksm_zero_pages", "ksm_rmap_items", "general_profit")
 
 
 def timeline(console: Console, passes: tuple[Pass, ...]) -> None:
@@ -38,10 +39,13 @@ def timeline(console: Console, passes: tuple[Pass, ...]) -> None:
         console.print(hanging("", text))
 
 
-def stillness(console: Console, calm: Stillness | None) -> None:
+def stillness(console: Console, report: Report) -> None:
+    """What was calm over several samples, and the range that this leaves for the counters."""
+    calm = report.calm
     if calm is None:
         return
-    title(console, f"Over {calm.samples} samples")
+    over = "" if calm.seconds is None else f" in {calm.seconds:.1f} s"
+    title(console, f"Over {calm.samples} samples{over}")
     table = table_of(("candidate pages of the last sample", False), ("pages", True), ("", True))
     for name, pages in (
         ("calm: equal in every sample", calm.calm),
@@ -56,6 +60,26 @@ def stillness(console: Console, calm: Stillness | None) -> None:
         "not merge volatile, too, though nothing about them changes."
     )
     console.print(hanging("", text))
+    if calm.cow_breaks_per_second is not None:
+        text = (
+            f"Merging would cost the programs {calm.cow_breaks_per_second:.1f} COW faults a second:"
+            " writes to pages that are merged by then."
+        )
+        console.print(hanging("", text))
+    console.print()
+    table = table_of(
+        ("once settled, if what merges is", False), ("calm pages", True), ("all", True)
+    )
+    for name, low in calm.counters.items():
+        high = report.system.counters.get(name)
+        if high is not None and name in _RANGED:
+            table.add_row(*map(plain, (name, str(low), str(high))))
+    for name, low, high in (
+        ("frames freed", calm.frames_freed, report.savings.frames_freed),
+        ("net bytes", calm.net_bytes, report.savings.net_bytes),
+    ):
+        table.add_row(*map(plain, (name, str(low), str(high))))
+    console.print(table)
 
 
 def verification(console: Console, rows: tuple[VerifyRow, ...]) -> None:

@@ -62,7 +62,8 @@ def _vma(plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def _pass(plain: dict[str, Any]) -> dict[str, Any]:
-    return {"pass": plain["number"], "exact": plain["exact"], **plain["counters"]}
+    counters = plain.pop("counters")
+    return {"pass": plain.pop("number"), **plain, **counters}
 
 
 _SPECIAL = {Pass: _pass, System: _system, ProcessRow: _process, VmaRow: _vma}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from io import StringIO
@@ -19,7 +20,7 @@ from ksm_eval.report.blocks import (
     table_of,
     title,
 )
-from ksm_eval.report.model import Completeness, Phase, ProcessRow, Report
+from ksm_eval.report.model import Completeness, Phase, ProcessRow, Report, Run
 from ksm_eval.report.passes import stillness, timeline, verification
 from ksm_eval.report.text import printable
 
@@ -48,6 +49,7 @@ _FREED_BY = {
 
 def to_terminal(
     report: Report,
+    run: Run | None = None,
     *,
     width: int = WIDTH,
     color: bool = False,
@@ -77,11 +79,13 @@ def to_terminal(
     _counters(console, report, actual, printable(actual_label))
     verification(console, report.verify)
     timeline(console, report.timeline)
-    stillness(console, report.calm)
+    stillness(console, report)
     _savings(console, report)
     _processes(console, report)
     _ineligible(console, report)
     _settings(console, report)
+    if run is not None and report.target.kind != "vmcore" and run.snapshot is None:
+        _cost(console, run)
     if report.notes:
         title(console, "Notes")
         for note in report.notes:
@@ -154,6 +158,14 @@ def _verdict(console: Console, report: Report) -> None:
         else:
             text += f"not worth it, {human_bytes(-savings.net_bytes)} lost."
     console.print(text, style="bold")
+    if report.calm is not None and savings.frames_freed:
+        still = counted(report.calm.frames_freed, "frame", "frames")
+        console.print(
+            f"That is if all pages stay as they are. Pages that stood still over "
+            f"{report.calm.samples} samples free {still} "
+            f"({human_bytes(report.calm.bytes_freed)}) alone, "
+            f"{human_bytes(report.calm.net_bytes)} net."
+        )
     profit = report.system.counters.get("general_profit")
     if profit is not None and profit > max(savings.net_bytes, 0):
         console.print(
@@ -258,6 +270,7 @@ def _processes(console: Console, report: Report) -> None:
         ("ksm_process\n_profit", True),
         ("PSS\nbefore", True),
         ("PSS\nafter", True),
+        *([("calm", True)] if report.calm is not None else []),
         gap=1,
     )
 
@@ -269,7 +282,7 @@ def _processes(console: Console, report: Report) -> None:
     ranked = sorted(report.processes, key=lambda process: (-gain(process), process.pid))
     for process in ranked[:TOP_PROCESSES]:
         profit = process.ksm_process_profit
-        cells = (
+        cells = [
             str(process.pid),
             fit(printable(process.comm), 15),
             str(process.ksm_merging_pages),
@@ -277,7 +290,10 @@ def _processes(console: Console, report: Report) -> None:
             "-" if profit is None else human_bytes(profit),
             human_bytes(process.pss_before),
             human_bytes(process.pss_after),
-        )
+        ]
+        if process.calm_pages is not None:
+            share = process.calm_pages / process.mappings if process.mappings else 1.0
+            cells.append(f"{math.floor(100 * share)} %")  # 100 is all of them
         table.add_row(*map(plain, cells))
     console.print(table)
     hidden = len(ranked) - TOP_PROCESSES
@@ -312,3 +328,12 @@ def _settings(console: Console, report: Report) -> None:
         cells = (printable(name), str(int(setting.value)), printable(setting.source))
         table.add_row(*map(plain, cells))
     console.print(table)
+
+
+def _cost(console: Console, run: Run) -> None:
+    """What it cost the host that runs the workload."""
+    title(console, "What this evaluation cost")
+    console.print(
+        f"{run.cpu_seconds:.1f} s of CPU in {run.duration:.1f} s, {human_bytes(run.bytes_read)} "
+        f"read of the target, at most {human_bytes(run.max_rss_bytes)} of memory."
+    )

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ksm_eval.replay.rules import Rules, Settings
 from ksm_eval.snapshot import I32, I64, U8, U16, U32, U64
+from ksm_eval.target.meter import Meter
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,9 @@ class Selection:
     comms: tuple[str, ...] = ()  # shell globs
     cgroups: tuple[str, ...] = ()  # cgroup v2 paths, each with its subtree
     all: bool = False
+    started_by: int | None = None
+    """Of `pids` only processes that had started by then (Process.start_time): with later samples
+    of what runs, one of them may have ended, and another have its pid."""
 
     def words(self) -> list[str]:
         """As on the command line."""
@@ -106,12 +110,14 @@ class KsmdRecords:
     node_length: I32
     node_chain: I32  # -1: in the tree itself, -2: in no tree
     node_stale: NDArray[np.bool_]  # its frame is another's by now
-    tree: I64  # a row a tree node: (first stable node, parent row or -1, side, red, NUMA node)
-    chains: int
+    tree: I64  # as KsmdState.tree
     full_scans: int
     cursor_row: int  # of the mm that ksmd is at, -1: between two passes
     cursor_address: int
     slots: int
+    # as in KsmdState
+    batch_pfn: U64 = field(default_factory=lambda: np.empty(0, np.uint64))
+    batch_mlock: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
 
 
 WENT_AWAY = "went away while it was read"
@@ -149,6 +155,7 @@ class Target(Protocol):
     """What collect() asks of a kernel."""
 
     info: TargetInfo
+    meter: Meter
 
     def rules(self) -> Rules: ...
 
@@ -173,6 +180,10 @@ class Target(Protocol):
     def frames(self, pfns: U64) -> FrameTable:
         """struct page of ascending PFNs, in bulk."""
 
+    def pte_behind(self, heads: U64, pages: U32) -> NDArray[np.bool_] | None:
+        """Compounds.pte_behind of THPs that some process maps by a PMD and another by PTEs; None
+        if it cannot be read."""
+
     def ksmd(self, processes: Sequence[Process]) -> KsmdRecords | None:
         """ksmd's own records, None if they cannot be read (the reason is in info.notes)."""
 
@@ -191,4 +202,7 @@ class Target(Protocol):
 
 
 Progress = Callable[[str, int, int], None]
-"""Called with (stage, done, total), total 0 if unknown."""
+"""Called with (stage, done, total), total 0 if unknown. A stage ends in one of these:"""
+WALKING = "walking page tables"  # of processes
+READING = "reading frames"  # pages
+WAITING = "waiting"  # seconds

@@ -7,6 +7,7 @@ its contents have been read: what is no longer what it was is counted, not used.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property, wraps
 from pathlib import Path
 from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from ksm_eval.errors import TargetError
 from ksm_eval.replay.rules import Rules, Settings
-from ksm_eval.snapshot import U64, Entry, FrameFlag, has
+from ksm_eval.snapshot import U32, U64, Entry, FrameFlag, has
 from ksm_eval.target import (
     WENT_AWAY,
     FrameTable,
@@ -33,7 +34,6 @@ from ksm_eval.target import (
     page_table,
     paging_arm64,
     paging_x86,
-    rewalk,
 )
 from ksm_eval.target.features import (
     detect_rules,
@@ -48,13 +48,17 @@ from ksm_eval.target.frames import (
     page_layout,
     read_structs,
 )
-from ksm_eval.target.ksm_state import Contradiction, read_records
-from ksm_eval.target.lru_batches import batched_pages
+from ksm_eval.target.ksm_state import read_records
+from ksm_eval.target.lru_batches import batched_pages, waiting
+from ksm_eval.target.meter import Meter
 from ksm_eval.target.pid_ns import INITIAL, own_namespace, own_pid
 from ksm_eval.target.program import OpenedProgram
+from ksm_eval.target.records import Contradiction
+from ksm_eval.target.rewalk import Walks
 from ksm_eval.target.settings import read_counters, read_settings
 from ksm_eval.target.symbols import vmcoreinfo
 from ksm_eval.target.tasks import Handle, select_processes
+from ksm_eval.target.thp_mappers import pte_behind
 from ksm_eval.target.vmas import list_vmas
 
 VMA_ATTEMPTS = 20  # of a process that maps and unmaps all the time
@@ -123,9 +127,10 @@ class KernelTarget:
             container=opened.container,
             notes=list(opened.notes),
         )
+        self.meter = Meter()
         # Of a live target, what was walked; the frames that frames() was asked about, and what was
         # in them.
-        self._walks: list[tuple[Process, Sequence[Vma], rewalk.Walk]] = []
+        self._walks = Walks(self.info.page_size)
         self._known: tuple[U64, U64] = (np.empty(0, np.uint64), np.empty((0, 3), np.uint64))
 
     def close(self) -> None:
@@ -149,7 +154,7 @@ class KernelTarget:
 
     @_while_there
     def processes(self, selection: Selection, *, with_registered: bool = False) -> list[Process]:
-        self._walks = []
+        self._walks = Walks(self.info.page_size)
         here = self._opened.kind == "kernel"
         return select_processes(
             self._prog,
@@ -219,8 +224,7 @@ class KernelTarget:
     def walk(self, process: Process, vmas: Sequence[Vma]) -> WalkedVmas:
         walked = self._walk(process, vmas)
         if self._opened.live:
-            walk = rewalk.walk_of(vmas, walked, self.info.page_size)
-            self._walks.append((process, vmas, walk))
+            self._walks.add(process, vmas, walked)
         return walked
 
     def _walk(self, process: Process, vmas: Sequence[Vma]) -> WalkedVmas:
@@ -237,14 +241,7 @@ class KernelTarget:
     def still_mapped(self, pfns: U64) -> NDArray[np.bool_]:
         if not self._opened.live:
             return np.ones(len(pfns), np.bool_)
-        seen = rewalk.Seen(pfns)
-        for process, vmas, before in self._walks:
-            try:
-                now = rewalk.walk_of(vmas, self._walk(process, vmas), self.info.page_size)
-            except Unreadable:
-                continue
-            seen.add(rewalk.unchanged(before, now))
-        return seen.rows()
+        return self._walks.still_mapped(pfns, self._walk)
 
     @cached_property
     def _max_pfn(self) -> int:
@@ -279,6 +276,18 @@ class KernelTarget:
         return table
 
     @_while_there
+    def pte_behind(self, heads: U64, pages: U32) -> NDArray[np.bool_] | None:
+        try:
+            base = self._page_layout.base
+            return pte_behind(self._prog, self._read_physical, self._layout, base, heads, pages)
+        except (Contradiction, LookupError, FaultError):
+            if not self._opened.live:
+                self.info.notes.append(
+                    "who maps each THP cannot be read: taken to be in fork order"
+                )
+            return None
+
+    @_while_there
     def ksmd(self, processes: Sequence[Process]) -> KsmdRecords | None:
         rows = {int(_mm(process).value_()): row for row, process in enumerate(processes)}
 
@@ -289,17 +298,28 @@ class KernelTarget:
             return np.ascontiguousarray(word).view(np.uint64).reshape(len(pfns))
 
         try:
-            return read_records(self._prog, self.info.page_size, rows, mapping)
+            records = read_records(self._prog, self.info.page_size, rows, mapping)
+            return records if records.cursor_row < 0 else self._with_batches(records)
         except (Contradiction, LookupError, FaultError) as error:
             reason = error.message if isinstance(error, FaultError) else str(error)
             self.info.notes.append(f"ksmd's own records cannot be used: {reason}")
             return None
+
+    def _with_batches(self, records: KsmdRecords) -> KsmdRecords:
+        """Only the start of a pass empties the batches: in the rest of this one they matter."""
+        layout, (mlock, others) = self._page_layout, waiting(self._prog)
+        pages = np.array([*mlock, *others], np.uint64)
+        pfns = (pages - np.uint64(layout.base)) // np.uint64(layout.size)
+        known = pfns < self._max_pfn
+        batch_mlock = np.arange(len(pages)) < len(mlock)
+        return replace(records, batch_pfn=pfns[known], batch_mlock=batch_mlock[known])
 
     @cached_property
     def _page_layout(self) -> PageLayout:
         return page_layout(self._prog)
 
     def _read_physical(self, address: int, size: int) -> bytes:
+        self.meter.wait(size)
         try:
             data: bytes = self._prog.read(address, size, True)
         except FaultError as error:
@@ -307,6 +327,7 @@ class KernelTarget:
         return data
 
     def _read_virtual(self, address: int, size: int) -> bytes:
+        self.meter.wait(size)
         try:
             data: bytes = self._prog.read(address, size)
         except FaultError as error:
@@ -322,6 +343,7 @@ class KernelTarget:
         reason = self._opened.excluded(pfn * size, count * size)
         if reason:
             raise Unreadable(reason)
+        self.meter.wait(count * size)
         try:
             data: bytes = self._prog.read(pfn * size, count * size, True)
         except FaultError as error:

@@ -78,6 +78,10 @@ class ProcGroup:
         return self.stat.comm
 
     @property
+    def started(self) -> int:
+        return self.stat.start_time * NS_PER_TICK
+
+    @property
     def has_memory(self) -> bool:
         return self.stat.has_memory or self.task != self.tgid
 
@@ -298,7 +302,7 @@ def _process(group: ProcGroup, selected: bool) -> Process:
         comm=group.comm,
         cgroup=cgroup_path(group.tgid),
         uid=int(uid[0]) if uid else INVALID_UID,
-        start_time=group.stat.start_time * NS_PER_TICK,
+        start_time=group.started,
         registered=ksm.registered,
         observed=ksm.observed,
         handle=group,

@@ -34,6 +34,7 @@ from ksm_eval.target import (
     WalkedVmas,
     proc_pages,
 )
+from ksm_eval.target.meter import Meter
 from ksm_eval.target.proc_maps import VM_EXEC, VM_READ, VM_WRITE, dax_devices, parse_smaps
 from ksm_eval.target.proc_nodes import nodes
 from ksm_eval.target.proc_rules import (
@@ -82,6 +83,7 @@ class ProcTarget:
                 "this kernel does not tell through /proc which pages are KSM pages already: they "
                 "are taken for pages that are yet to be merged"
             )
+        self.meter = Meter()
         self._regions = proc_pages.Regions(self._page_size)
         self._opened: list[_Opened] = []
         # Frame -> where to read it: ascending PFNs, and for each the number of its place.
@@ -185,6 +187,7 @@ class ProcTarget:
             start = vma.start // self._page_size
             regions = list(self._regions.populated(fd, vma.start, vma.end))
             for first, last in proc_pages.joined(regions):
+                self.meter.wait(8 * (last - first))
                 raw = proc_pages.read_entries(fd, first, last)
                 present = (raw & np.uint64(proc_pages.PM_PRESENT)) != 0
                 file = (raw & np.uint64(proc_pages.PM_FILE)) != 0
@@ -215,7 +218,7 @@ class ProcTarget:
         return walked, exclusive
 
     def frames(self, pfns: U64) -> FrameTable:
-        flags = proc_pages.lookup(self._kpageflags, pfns)
+        flags = self._lookup(self._kpageflags, pfns)
         entry = np.full(len(pfns), int(Entry.SPECIAL), np.uint8)
         entry[(flags & np.uint64(proc_pages.KPF_ANON)) != 0] = Entry.CANDIDATE
         entry[(flags & np.uint64(proc_pages.KPF_ZERO_PAGE)) != 0] = Entry.ZERO_PAGE
@@ -228,7 +231,7 @@ class ProcTarget:
         exclusive = self._place(pfns, row_of)
         mapcount = np.ones(len(pfns), np.uint32)
         several = np.flatnonzero(candidate & ~exclusive)
-        counted = proc_pages.lookup(self._kpagecount, pfns[several])
+        counted = self._lookup(self._kpagecount, pfns[several])
         mapcount[several] = np.minimum(counted, np.uint64(0xFFFFFFFF)).astype(np.uint32)
         head = pfns.copy()
         pages = np.ones(len(pfns), np.uint32)
@@ -248,6 +251,13 @@ class ProcTarget:
             head_pinned=np.zeros(len(pfns), np.bool_),
             head_pmd_mapcount=whole,
         )
+
+    def _lookup(self, fd: int, pfns: U64) -> U64:
+        self.meter.wait(8 * len(pfns))
+        return proc_pages.lookup(fd, pfns)
+
+    def pte_behind(self, heads: U64, pages: U32) -> None:
+        """/proc does not tell it."""
 
     def _place(self, pfns: U64, row_of: RowOf) -> NDArray[np.bool_]:
         """Note where to read each frame: in the first mapping of the scan order. Returns which
@@ -316,6 +326,7 @@ class ProcTarget:
         at = int(np.searchsorted(self._places, np.uint64(place), sorter=self._by_place))
         expected = self._pfns[self._by_place[at : at + count]]
         size = count * self._page_size
+        self.meter.wait(size)
         try:
             # A page that went away must not be brought back by reading it.
             now = proc_pages.read_entries(opened.pagemap, page, page + count)

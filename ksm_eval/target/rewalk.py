@@ -7,14 +7,15 @@ anon_vma is soon used again. A frame counts if one of its mappings was there all
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ksm_eval.snapshot import U64
-from ksm_eval.target import Vma, WalkedVmas
+from ksm_eval.target import Process, Unreadable, Vma, WalkedVmas
 
 
 @dataclass(frozen=True)
@@ -65,3 +66,25 @@ class Seen:
             return self._found
         found: NDArray[np.bool_] = self._table[self._pfns]
         return found
+
+
+@dataclass
+class Walks:
+    """All walks since the processes were selected."""
+
+    page_size: int
+    done: list[tuple[Process, Sequence[Vma], Walk]] = field(default_factory=list)
+
+    def add(self, process: Process, vmas: Sequence[Vma], walked: WalkedVmas) -> None:
+        self.done.append((process, vmas, walk_of(vmas, walked, self.page_size)))
+
+    def still_mapped(
+        self, pfns: U64, walk: Callable[[Process, Sequence[Vma]], WalkedVmas]
+    ) -> NDArray[np.bool_]:
+        """Which of ascending PFNs have a mapping that is there again when `walk` is repeated."""
+        seen = Seen(pfns)
+        for process, vmas, before in self.done:
+            with suppress(Unreadable):
+                now = walk_of(vmas, walk(process, vmas), self.page_size)
+                seen.add(unchanged(before, now))
+        return seen.rows()

@@ -28,6 +28,10 @@ class Group(Protocol):
     def comm(self) -> str: ...
 
     @property
+    def started(self) -> int:
+        """As Process.start_time."""
+
+    @property
     def has_memory(self) -> bool:
         """False: a kernel thread or a zombie."""
 
@@ -41,7 +45,10 @@ def select(
     """
     chosen: set[int] = set()
     by_pid = {pid: group.tgid for group in groups.values() for pid in group.pids}
+    by = selection.started_by
     for pid in selection.pids:
+        if by is not None and (pid not in by_pid or groups[by_pid[pid]].started > by):
+            continue  # it has ended
         if pid not in by_pid:
             raise UsageError(f"pid {pid} does not exist in the target", "see --all for what does")
         group = groups[by_pid[pid]]

@@ -66,6 +66,10 @@ class _Group:
         return bytes(self.leader.comm.string_()).decode("utf-8", "backslashreplace")
 
     @property
+    def started(self) -> int:
+        return _start_time(self.leader)
+
+    @property
     def has_memory(self) -> bool:
         return self.mm is not None
 
@@ -184,7 +188,6 @@ def _process(
 ) -> Process:
     assert group.mm is not None
     leader = group.leader
-    start = _start_time(leader)
     try:
         uid = leader.real_cred.uid.val.value_()
     except FaultError:
@@ -199,7 +202,7 @@ def _process(
         comm=group.comm,
         cgroup=cgroup(leader),
         uid=uid,
-        start_time=start,
+        start_time=group.started,
         registered=registered,
         observed=observed,
         handle=Handle(group.mm, group.owner, _start_time(group.owner), explicit),

@@ -32,6 +32,7 @@ HIDDEN_IN_FRAMES = F.PINNED | F.EXCLUSIVE
 NAMES = {"[heap]": "", "[tmpfs]": "/dev/zero (deleted)"}
 # Start times are in clock ticks; smaps has letters for some of vm_flags only (SHOWN). Before
 # 6.14 nothing tells which processes have opted in until ksmd has seen them: it scans those first.
+# Compounds.pte_behind, in the kernels that have Rules.pmd_at_a_time, is not compared.
 # general_profit is a file of sysfs alone, which computes it from the other counters.
 # Of an entry, pagemap has neither the right to write nor the dirty bit.
 HIDDEN_IN_MAPPINGS = MappingFlag.WRITE | MappingFlag.DIRTY

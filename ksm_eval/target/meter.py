@@ -1,0 +1,28 @@
+"""What a target has read, and no faster than it may."""
+
+from __future__ import annotations
+
+import time
+
+
+class Meter:
+    """Counts the bytes a target reads; `max_rate` (bytes a second, 0: no limit) holds it back."""
+
+    def __init__(self) -> None:
+        self.bytes_read = 0
+        self.max_rate = 0.0
+        self._free_at = 0.0  # when the bytes so far are paid for, on the monotonic clock
+
+    def wait(self, size: int) -> None:
+        """Before `size` bytes are read: sleep until those before them are paid for.
+
+        Bytes of one read are never split, so no rate is exceeded by more than one of them.
+        """
+        self.bytes_read += size
+        if not self.max_rate:
+            return
+        now = time.monotonic()
+        if self._free_at > now:
+            time.sleep(self._free_at - now)
+        # Time in which nothing was read is not saved up for a burst.
+        self._free_at = max(now, self._free_at) + size / self.max_rate
