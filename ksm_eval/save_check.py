@@ -30,7 +30,7 @@ def check(snapshot: Snapshot) -> None:
     _check_meta(snapshot.meta)
     _lengths(snapshot)
     processes, vmas = snapshot.processes, snapshot.vmas
-    _demand((processes.pid > 0).all(), "a pid below 1")
+    _demand((processes.pid >= 0).all(), "a pid below 0")
     _check_vmas(vmas, len(processes), len(snapshot.mappings), snapshot.meta.page_size)
     _check_mappings(snapshot)
     _check_frames(snapshot.frames, snapshot.compounds)

@@ -82,7 +82,7 @@ class Processes:
     """One row per mm, in ksmd's scan order. P rows.
 
     Threads and CLONE_VM tasks share an mm: `pid` is the thread group id of the
-    first of them.
+    first of them, as the caller's pid namespace has it; 0 of one outside, not `selected`.
     """
 
     pid: I32

@@ -270,6 +270,7 @@ def test_without_permission(drop: str) -> None:
     assert os.waitstatus_to_exitcode(status) == 3, text
     message, hint = text.splitlines()
     assert "pagemap cannot be read" in message if drop == "uid" else "are hidden" in message
+    assert "CAP_SYS_ADMIN" in message
     assert "sudo ksm-eval" in hint
 
 

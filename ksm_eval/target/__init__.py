@@ -120,6 +120,9 @@ class KsmdRecords:
     batch_mlock: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
 
 
+WENT_AWAY = "went away while it was read"
+
+
 class Unreadable(Exception):
     """Memory of the target that is not there: `reason` is one short phrase."""
 
@@ -190,6 +193,10 @@ class Target(Protocol):
 
     def read_pages(self, place: int, count: int) -> bytes:
         """Contents of `count` consecutive places. Raises Unreadable if any cannot be read."""
+
+    def still_mapped(self, pfns: U64) -> NDArray[np.bool_]:
+        """Which of ascending PFNs are mapped where walk() found them, so that they cannot have
+        become another process's; all of them where the target stands still."""
 
     def close(self) -> None: ...
 

@@ -80,6 +80,10 @@ class Script:
         """[NAME=VALUE …] PATH [ARGUMENT …]: a program of the disk. No word has a space."""
         self._say("run", *words)
 
+    def usage(self, tag: str) -> None:
+        """Print what reading must not change."""
+        self._say("usage", tag)
+
     def ready(self) -> None:
         """The host dumps here."""
         self._say("ready")
