@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -135,6 +135,8 @@ def collect(
     frame_rows = np.flatnonzero(used)
     new_row = np.cumsum(used) - 1
     compounds, compound = _compounds(table, frame_rows)
+    if rules.pmd_at_a_time:
+        compounds = _with_order(target, compounds, compound, table.mapcount[frame_rows])
     seed = secrets.randbits(64) if seed is None else seed
     records = target.ksmd(walked.processes) if warm else None
     swept = sweep(target, pfns[frame_rows], seed, progress, checksums=records is not None)
@@ -190,7 +192,7 @@ def collect(
         processes=_process_table(walked.processes),
         vmas=vmas,
         mappings=mappings,
-        frames=with_memcmp_order(target, frames, rules, mappings, settings, exact=exact),
+        frames=with_memcmp_order(target, frames, rules, mappings, settings, ksmd, exact=exact),
         compounds=compounds,
         ksmd=ksmd,
     )
@@ -275,6 +277,20 @@ def _compounds(table: FrameTable, rows: NDArray[np.int64]) -> tuple[Compounds, U
         ),
         compound,
     )
+
+
+def _with_order(target: Target, compounds: Compounds, compound: U32, mapcount: U32) -> Compounds:
+    """`compound` and `mapcount` have a row a frame."""
+    member = compound != NO_COMPOUND
+    row = compound[member]
+    mixed = np.zeros(len(compounds), np.bool_)  # some page has more than the PMDs
+    np.logical_or.at(mixed, row, mapcount[member] > compounds.pmd_mapcount[row])
+    mixed &= compounds.pmd_mapcount > 0
+    behind = target.pte_behind(compounds.head[mixed], compounds.pages[mixed])
+    if behind is None:
+        return compounds
+    mixed[mixed] = behind
+    return replace(compounds, pte_behind=mixed)
 
 
 def _refuse_if_filtered(unreadable: dict[str, int], frames: int) -> None:

@@ -43,6 +43,8 @@ def ksmd_state(
         node_chain=records.node_chain,
         node_stale=records.node_stale,
         tree=records.tree,
+        batch_pfn=records.batch_pfn,
+        batch_mlock=records.batch_mlock,
         full_scans=records.full_scans,
         cursor_process=records.cursor_row,
         cursor_address=records.cursor_address,

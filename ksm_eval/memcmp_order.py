@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 
 from ksm_eval.replay.rules import Rules, Settings
 from ksm_eval.snapshot import (
+    EMPTY,
     I64,
     NO_COMPOUND,
     U32,
     U64,
     FrameFlag,
     Frames,
+    KsmdState,
     MappingFlag,
     Mappings,
     Snapshot,
@@ -36,14 +38,15 @@ def with_memcmp_order(
     rules: Rules,
     mappings: Mappings,
     settings: Settings,
+    ksmd: KsmdState | None,
     *,
     exact: bool,
 ) -> Frames:
     """Add the memcmp rank of the contents where the shape of ksmd's trees decides.
 
     Always where it decides the settled state. With `exact` also where it decides single
-    passes: a THP split that takes a zero page out of the unstable tree, and chains, which a
-    search prunes on its way.
+    passes: a THP split that takes a zero page out of the unstable tree, and chains and stale
+    nodes, which a search prunes on its way.
     """
     needed = rules.prot_none_unreadable and bool(has(mappings.flags, MappingFlag.PROT_NONE).any())
     if exact and not needed:
@@ -52,6 +55,7 @@ def with_memcmp_order(
         _, content = np.unique(frames.hash, return_inverse=True)
         of_content = np.bincount(content[mappings.frame], minlength=1)
         needed = needed or bool((of_content > settings.max_page_sharing).any())
+        needed = needed or (ksmd is not None and _to_prune(ksmd))
     if not needed:
         return frames
     hashes, rows = _one_each(frames)
@@ -60,6 +64,12 @@ def with_memcmp_order(
     except Unreadable:  # a page of a running host went away
         return frames
     return replace(frames, order=_ranks(frames, hashes, hashes[order]))
+
+
+def _to_prune(ksmd: KsmdState) -> bool:
+    """Has the stable tree anything that a search changes on its way?"""
+    chains = (ksmd.node_chain >= 0).any() or (ksmd.tree[:, 0] == EMPTY).any()
+    return bool(chains or ksmd.node_stale.any())
 
 
 def common_order(samples: Sequence[tuple[Target, Snapshot]]) -> list[Snapshot]:

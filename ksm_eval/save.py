@@ -34,7 +34,7 @@ from ksm_eval.snapshot import (
 )
 
 FORMAT = "ksm-eval snapshot"
-VERSION = 2
+VERSION = 3
 """Any change of Snapshot, Metadata, Rules or Settings needs a new one."""
 
 Array: TypeAlias = NDArray[Any]
@@ -83,9 +83,16 @@ _KSMD = {  # all of them or none
     "ksmd.node_chain": ("<i4", None),
     "ksmd.node_stale": ("|b1", None),
     "ksmd.tree": ("<i8", 5),
+    "ksmd.batch_pfn": ("<u8", None),
+    "ksmd.batch_mlock": ("|b1", None),
 }
 _KSMD_NUMBERS = ("full_scans", "cursor_process", "cursor_address")
-_OPTIONAL = {"frames.order": ("<u4", None), "processes.ppid": ("<i4", None), **_KSMD}
+_OPTIONAL = {
+    "frames.order": ("<u4", None),
+    "processes.ppid": ("<i4", None),
+    "compounds.pte_behind": ("|b1", None),
+    **_KSMD,
+}
 
 
 def save(snapshot: Snapshot, path: Path) -> None:

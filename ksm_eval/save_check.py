@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ksm_eval.snapshot import (
+    EMPTY,
     NO_COMPOUND,
     Compounds,
     FrameFlag,
@@ -44,6 +45,8 @@ def check_ksmd(state: KsmdState, processes: int, page_size: int) -> None:
             _demand(len(values) == len(state.item_process), f"ksmd.{name} has another length")
         if name.startswith("node_"):
             _demand(len(values) == len(state.node_pfn), f"ksmd.{name} has another length")
+        if name.startswith("batch_"):
+            _demand(len(values) == len(state.batch_pfn), f"ksmd.{name} has another length")
     _demand(0 <= state.full_scans < 1 << 62, "ksmd.full_scans out of range")
     _demand(-1 <= state.cursor_process < processes, "ksmd.cursor_process out of range")
     _demand(0 <= state.cursor_address < 1 << 64, "ksmd.cursor_address out of range")
@@ -59,7 +62,8 @@ def check_ksmd(state: KsmdState, processes: int, page_size: int) -> None:
     _demand(not (state.item_unstable & (node >= 0)).any(), "an rmap_item in both trees")
     attached = np.bincount(node[node >= 0], minlength=len(state.node_pfn))
     _demand((attached == state.node_length).all(), "stable nodes do not fit their rmap_items")
-    _demand(not (state.node_pfn >> np.uint64(52)).any(), "a PFN of ksmd's out of range")
+    for pfns in (state.node_pfn, state.batch_pfn):
+        _demand(not (pfns >> np.uint64(52)).any(), "a PFN of ksmd's out of range")
     _check_tree(state)
 
 
@@ -72,8 +76,10 @@ def _check_tree(state: KsmdState) -> None:
     firsts = np.flatnonzero(starts & (chain >= -1))
     chains = chain[firsts][chain[firsts] >= 0]
     _demand(len(np.unique(chains)) == len(chains), "the dups of a chain are not together")
+    first = np.sort(tree[:, 0])
     _demand(
-        np.array_equal(np.sort(tree[:, 0]), firsts), "the stable tree does not fit the stable nodes"
+        np.array_equal(first[first != EMPTY], firsts),
+        "the stable tree does not fit the stable nodes",
     )
     inside = (chain[1:] == chain[:-1]) & (chain[1:] >= 0)
     alive = ~state.node_stale[1:] & ~state.node_stale[:-1]

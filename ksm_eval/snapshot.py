@@ -27,6 +27,10 @@ NO_COMPOUND = 0xFFFFFFFF
 """`Frames.compound` of a frame that is in no compound page."""
 
 
+EMPTY = -1
+"""In `KsmdState.tree`, instead of a stable node: a chain that has none any more."""
+
+
 class MappingFlag(IntFlag):
     """One candidate mapping: bits of its PTE or PMD."""
 
@@ -152,6 +156,9 @@ class Compounds:
     pages: U32  # 1 << order
     pinned: NDArray[np.bool_]  # references beyond its mappings: cannot be split
     pmd_mapcount: U32  # processes of the whole system that map it by a PMD
+    pte_behind: NDArray[np.bool_] | None = None
+    """A process that maps it by PTEs comes after the last one with a PMD in rmap_walk(). Only
+    where that decides (Rules.pmd_at_a_time) and can be read."""
 
     def __len__(self) -> int:
         return len(self.head)
@@ -161,7 +168,7 @@ class Compounds:
 class KsmdState:
     """What ksmd remembers on a target on which it runs: its records, of all processes.
 
-    I rmap_items in scan order, N stable nodes, T nodes of the stable trees.
+    I rmap_items in scan order, N stable nodes, T nodes of the stable trees, B pages that wait.
     """
 
     item_process: I32  # row in Processes, -1: of none of them
@@ -178,7 +185,9 @@ class KsmdState:
     node_length: I32  # rmap_hlist_len
     node_chain: I32  # dups of a chain are together, in its order; -1: in the tree, -2: in none
     node_stale: NDArray[np.bool_]  # its page is gone, ksmd has not noticed yet
-    tree: I64  # shape (T, 5): first stable node, parent row or -1, side, red, NUMA node
+    tree: I64  # shape (T, 5): first stable node or EMPTY, parent row or -1, side, red, NUMA node
+    batch_pfn: U64  # B pages with a reference of a per-CPU batch; only within a pass
+    batch_mlock: NDArray[np.bool_]  # of mm/mlock.c's where ksmd ran, in its order
     full_scans: int
     cursor_process: int  # where ksmd is within a pass: row in Processes; -1: between two passes
     cursor_address: int

@@ -6,7 +6,12 @@ import struct
 
 import pytest
 
-from ksm_eval.target.machine_code import flag_cleared_aarch64, flag_cleared_x86
+from ksm_eval.target.machine_code import (
+    flag_cleared_aarch64,
+    flag_cleared_x86,
+    stored_before_call_aarch64,
+    stored_before_call_x86,
+)
 
 HERE, CALLEE = 0xFFFF_FFFF_8120_0000, 0xFFFF_FFFF_8123_4560
 TTU_SPLIT_HUGE_PMD = 4
@@ -71,3 +76,48 @@ def test_aarch64_calls_backwards() -> None:
     word = 0x94000000 | (-0x1000 >> 2) & 0x3FFFFFF
     text = struct.pack("<2I", word, AND_W3_W3_NOT_4)
     assert flag_cleared_aarch64(text, here, CALLEE, TTU_SPLIT_HUGE_PMD) is True
+
+
+MERGING_PAGES = 0x570  # offset of a member
+
+
+@pytest.mark.parametrize(
+    "store",
+    [
+        b"\x48\xc7\x83\x70\x05\x00\x00\x00\x00\x00\x00",  # movq $0, 0x570(%rbx)
+        b"\x49\xc7\x84\x24\x70\x05\x00\x00\x00\x00\x00\x00",  # movq $0, 0x570(%r12)
+        b"\x4d\x89\x87\x70\x05\x00\x00",  # mov %r8, 0x570(%r15)
+    ],
+)
+def test_x86_stored(store: bytes) -> None:
+    before = b"\x90" * 7 + b"\xe8\x00\x00\x00\x00" + store + b"\x48\x89\xdf"
+    text = before + call_x86(len(before)) + b"\xc3"
+    assert stored_before_call_x86(text, HERE, CALLEE, MERGING_PAGES) is True
+    assert stored_before_call_x86(text, HERE, CALLEE, MERGING_PAGES + 8) is False
+    assert stored_before_call_x86(text, HERE, CALLEE + 16, MERGING_PAGES) is None
+
+
+def test_x86_not_stored() -> None:
+    load = b"\x48\x8b\x83\x70\x05\x00\x00"  # mov 0x570(%rbx), %rax
+    store = b"\x4d\x89\x87\x70\x05\x00\x00"
+    for before in (load, store + b"\x90" * 64):
+        text = before + call_x86(len(before)) + store
+        assert stored_before_call_x86(text, HERE, CALLEE, MERGING_PAGES) is False
+
+
+STR_XZR_X25_1032 = 0xF902073F  # str xzr, [x25, #1032]
+LDR_X1_X25_1032 = 0xF9420721
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([STR_XZR_X25_1032, NOP, branch_and_link(8), NOP], True),
+        ([LDR_X1_X25_1032, NOP, branch_and_link(8), STR_XZR_X25_1032], False),
+        ([STR_XZR_X25_1032, *[NOP] * 16, branch_and_link(68)], False),
+        ([STR_XZR_X25_1032, NOP], None),
+    ],
+)
+def test_aarch64_stored(words: list[int], expected: bool | None) -> None:
+    text = struct.pack(f"<{len(words)}I", *words)
+    assert stored_before_call_aarch64(text, HERE, CALLEE, 1032) is expected

@@ -15,7 +15,7 @@ from ksm_eval.replay.ksmd import simulate
 from ksm_eval.replay.rules import Rules, Settings
 from ksm_eval.replay.series import simulate_series
 from ksm_eval.replay.state import PassResult
-from ksm_eval.snapshot import MappingFlag, Snapshot
+from ksm_eval.snapshot import FrameFlag, MappingFlag, Snapshot
 from ksm_eval.target import Selection
 from tests.fixtures import opted_in, target
 from tests.snapshots import (
@@ -255,6 +255,19 @@ def test_zero_pages_are_inherited_and_end_with_a_write(rules: Rules) -> None:
     assert (last.ksm_rmap_items, last.ksm_zero_pages or 0) == (4, 0)
 
 
+def test_until_6_17_zero_pages_of_a_child_are_its_own_but_not_the_systems() -> None:
+    """ksm_fork() adds them to no counter there; each that ends is taken from both."""
+    ksm = replace(CALM, use_zero_pages=True)
+    rules = replace(KERNEL_6_12, fork_copies_counters=True)
+    first, after = family(rules, 0, [ZERO, "Y"]), family(rules, 1, [ZERO, "Y"])
+    hashes = after.frames.hash ^ np.array([1, 0], np.uint64)
+    written = replace(after, frames=replace(after.frames, hash=hashes, flags=np.zeros(2, np.uint8)))
+    results = simulate_series([first, first, after, written], ksm)
+    assert [result.counters.ksm_zero_pages for result in results] == [0, 1, 1, -1]
+    own = [result.processes.ksm_zero_pages for result in results[1:]]
+    assert [None if zero is None else zero.tolist() for zero in own] == [[1], [1, 1], [0, 0]]
+
+
 def test_a_thp_at_other_addresses_is_a_new_one() -> None:
     """6.12: the split remaps the zero subpage; the THP that comes back has it, until its own
     split. Where it stays, it stays remapped."""
@@ -306,6 +319,21 @@ def test_mlocked_pages_wait_in_a_batch() -> None:
     assert rows == pages(simulate(made, CALM, 3).passes)
 
 
+@pytest.mark.parametrize(("batch", "waits"), [(4, 0), (31, 1)])
+def test_a_copy_in_an_mlocked_vma_passes_through_the_batch(batch: int, waits: int) -> None:
+    """The pinned X is met first, so B's X is undone: its copy and what it was a copy of make two
+    entries. B's Y, merged, makes two more, the last of them its old page, which C maps, too."""
+    builder = Builder(rules=replace(KERNEL_6_12, mlock_batch=batch))
+    dirty, shared = MappingFlag.DIRTY, builder.frame("Y")
+    builder.process(builder.frame("X", FrameFlag.PINNED), flags=dirty)
+    builder.process(builder.frame("Y"), builder.frame("Y"), flags=dirty)
+    builder.process(builder.frame("X"), shared, flags=dirty, vma_flags=LOCKED)
+    builder.process(shared, flags=dirty)
+    rows = pages(simulate(builder.build(), CALM, 3).passes)
+    # The pinned X waits in the tree, its twin is volatile.
+    assert rows[1:] == [(1, 3 - waits, 1, 1 + waits), (1, 3, 1, 1)]
+
+
 def test_a_pte_mapper_behind_the_last_pmd_costs_an_attempt() -> None:
     """6.16 to early 6.19, as thp_split_page_failed of such a guest shows."""
     for order, failures in (((1, 0), 1), ((0, 1), 0)):
@@ -318,6 +346,22 @@ def test_a_pte_mapper_behind_the_last_pmd_costs_an_attempt() -> None:
         replay = simulate(made, CALM, 3)
         assert replay.split_failures == failures
         assert_equal(simulate_series([made] * 3, CALM), replay.passes)
+
+
+@pytest.mark.parametrize(("behind", "failures"), [(False, 0), (True, 1)])
+def test_a_pte_mapper_behind_a_pmd_of_nobody_selected(behind: bool, failures: int) -> None:
+    """Of a THP that a process maps by PMD which ksmd does not scan; 6.18 with such a guest counted
+    one more thp_split_page_failed, as its children came behind it in rmap_walk()."""
+    builder = Builder(rules=KERNEL_6_18)
+    builder.process(builder.frame("X"))
+    builder.process(*builder.thp(["X", "a"]))
+    made = builder.build()
+    one_pmd = np.ones(1, np.uint32)
+    known = replace(made.compounds, pmd_mapcount=one_pmd, pte_behind=np.array([behind]))
+    made = replace(made, compounds=known)
+    replay = simulate(made, CALM, 3)
+    assert replay.split_failures == failures
+    assert_equal(simulate_series([made] * 3, CALM), replay.passes)
 
 
 def test_ranks_that_mean_the_same_in_two_dumps() -> None:

@@ -198,6 +198,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
             pages=np.full(n_compounds, 512, np.uint32),
             pinned=column(0, 1, n_compounds, np.bool_),
             pmd_mapcount=column(0, 2**32 - 1, n_compounds, np.uint32),
+            pte_behind=column(0, 1, n_compounds, np.bool_) if draw(st.booleans()) else None,
         ),
     )
 

@@ -26,7 +26,8 @@ from ksm_eval.save import load, save
 from ksm_eval.save_check import Invalid, check_ksmd
 from ksm_eval.snapshot import KsmdState, Snapshot
 from ksm_eval.target import Selection
-from ksm_eval.target.ksm_state import END, Contradiction, _Reader
+from ksm_eval.target.ksm_state import END, _Reader
+from ksm_eval.target.records import Contradiction, Memory
 from tests.fixtures import WARM, opted_in, snapshot, target, truth, vmcore
 from tests.test_truth_passes import PROCESS, SYSTEM
 
@@ -217,10 +218,8 @@ def test_trees_that_are_none(row: int, column: int, value: int, match: str) -> N
 
 def test_damaged_records_are_refused_with_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any of ksmd's lists may lead anywhere: the walk ends, and the snapshot is taken without."""
-    from ksm_eval.target import ksm_state
-
     name = WARM[1]
-    read, seed = ksm_state._Memory.read, np.random.default_rng(7)
+    read, seed = Memory.read, np.random.default_rng(7)
     vm: Any = target(name)
     notes = len(vm.info.notes)
     refused = 0
@@ -239,7 +238,7 @@ def test_damaged_records_are_refused_with_a_note(monkeypatch: pytest.MonkeyPatch
                 )
             return data
 
-        monkeypatch.setattr(ksm_state._Memory, "read", damaged)
+        monkeypatch.setattr(Memory, "read", damaged)
         made = collect(vm, Selection(pids=tuple(opted_in(name))))
         if made.ksmd is None:
             refused += 1

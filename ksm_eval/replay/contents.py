@@ -121,10 +121,13 @@ def split_attempts(snapshot: Snapshot) -> I64:
 
     An attempt ends at the first process that maps the page by PMD, which has PTEs from then on.
     It succeeds if no other mapper follows: one that has PTEs costs another attempt if it comes
-    behind the last PMD. Mappers follow each other in fork order.
+    behind the last PMD. Where the snapshot does not tell, mappers are taken to follow each other
+    in fork order.
     """
     compounds, mappings = snapshot.compounds, snapshot.mappings
     attempts = compounds.pmd_mapcount.astype(np.int64)
+    if compounds.pte_behind is not None:
+        return attempts + compounds.pte_behind
     process = np.repeat(snapshot.vmas.process.astype(np.int64), np.diff(snapshot.vmas.offset))
     compound = snapshot.frames.compound[mappings.frame].astype(np.int64)
     inside = compound != NO_COMPOUND

@@ -107,6 +107,7 @@ class Ksmd(State):
         """The unstable trees are emptied; items keep their state until their next visit."""
         self.passes += 1
         self.mlock_batch.clear()  # lru_add_drain_all()
+        self.held.clear()
         self.stable.now += max(1, self.stable.prune_millisecs)
         self.unstable.clear()
         self.tree_nodes.clear()
@@ -238,7 +239,7 @@ class Ksmd(State):
         compound = self.compound[f]
         if compound >= 0 and not self.split[compound] and not self._split(compound):
             return False
-        if self.mlock_batch and self.checked[i] and f in self.mlock_batch:
+        if self.checked[i] and (f in self.mlock_batch or f in self.held):
             return False
         return self.frame[i] == f and not self.blocked[i]
 
@@ -325,7 +326,11 @@ class Ksmd(State):
 
         Other processes that map it keep a KSM page without a stable node.
         """
-        if self.mapped[f] > 1:
+        if self.mapped[f] <= 1:  # the frame stands for the copy
+            if self.mlock_size and self.locked[i]:
+                self._mlock(f)
+                self._mlock(-1)  # the page that was copied is nobody's any more
+        else:
             self.node[f] = ORPHAN
             copy = len(self.node)
             self.node.append(ORDINARY)

@@ -92,6 +92,7 @@ class Series(Ksmd):
         self.copied: dict[Key, tuple[int, int]] = {}  # counters a process started with (6.1)
         self.last: dict[Key, tuple[int, int]] = {}
         self.cow_breaks = 0  # since the last full scan
+        self.last_zero: dict[Key, int] = {}  # ksm_zero_pages
 
     def advance(self, snapshot: Snapshot) -> None:
         """The memory is as in `snapshot` now."""
@@ -118,6 +119,8 @@ class Series(Ksmd):
         self.parents = parents
         for key, parent in parents.items():
             self.copied[key] = self.last[parent]
+            if self.rules.fork_copies_counters:
+                self.zero_inherited += self.last_zero.get(parent, 0)
         source = before.slot >= 0
         same_pfn = source & (before.pfn == pfn)
         same = source & (before.content == content) & (same_pfn | (content >= 0))
@@ -337,9 +340,13 @@ class Series(Ksmd):
         huge = has(snapshot.mappings.flags, MappingFlag.HUGE)[inside]
         compound, rows = now.compound[inside], row[inside]
         raw = snapshot.frames.compound[snapshot.mappings.frame[inside]]
-        mapcount = snapshot.compounds.pmd_mapcount[raw]
-        outside = dict(zip(compound[huge].tolist(), mapcount[huge].tolist(), strict=True))
+        numbers, at = np.unique(compound, return_index=True)
+        mapcount = snapshot.compounds.pmd_mapcount[raw[at]]
+        outside = dict(zip(numbers.tolist(), mapcount.tolist(), strict=True))
         self.pmds = {}
+        known_behind: set[int] = set()
+        if snapshot.compounds.pte_behind is not None:
+            known_behind.update(compound[snapshot.compounds.pte_behind[raw]].tolist())
         behind: dict[int, int] = {}  # last process that has PTEs
         by_pmd_last: dict[int, int] = {}  # and that has a PMD in the target
         mappers = np.unique(np.stack((compound, rows, huge), axis=1), axis=0)
@@ -349,14 +356,14 @@ class Series(Ksmd):
                 by_pmd_last[c] = number
             if by_pmd and (c, self.keys[number]) not in self.pte_mapped:
                 self.pmds.setdefault(c, []).append(number)
-            else:
+            elif by_pmd or snapshot.compounds.pte_behind is None:
                 behind[c] = number
         for c, count in outside.items():
             found = self.pmds.get(c, [])
             last = max(found, default=by_pmd_last.get(c, -1))
             left = count - self.outside_split.get(c, 0)
             found += [OUTSIDE] * max(left, 0)
-            if found and last >= 0 and behind.get(c, -1) > last:
+            if found and (c in known_behind or 0 <= last < behind.get(c, -1)):
                 found.append(OUTSIDE)  # never broken: a split succeeds at the last
             if found and not self.split[c]:
                 self.pmds[c] = found
@@ -406,4 +413,6 @@ class Series(Ksmd):
         ours = found.processes
         pairs = zip(ours.ksm_rmap_items.tolist(), ours.ksm_merging_pages.tolist(), strict=True)
         self.last = dict(zip(self.keys, pairs, strict=True))
+        if ours.ksm_zero_pages is not None:
+            self.last_zero = dict(zip(self.keys, ours.ksm_zero_pages.tolist(), strict=True))
         return found

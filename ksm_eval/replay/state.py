@@ -89,6 +89,7 @@ class State:
         self.event_pass = 0  # the last one with something that is never undone
         self.counter_pass = 0  # the last one in which the settled counters moved
         self.items = self.unshared = self.scanned = self.skipped = self.zero = 0
+        self.zero_inherited = 0  # by forks that did not add them (Rules.fork_copies_counters)
         self.other_splits = [(int(np.searchsorted(self.positions, at)), c) for at, c in splits]
         self._load_frames(settings.merge_across_nodes)
         self._load_items()
@@ -131,6 +132,7 @@ class State:
         self.checked = bytearray(checked_mappings(self.snapshot)[self.positions].tobytes())
         self.mlock_size = self.rules.mlock_batch if locked.any() else 0
         self.mlock_batch: list[int] = []  # frames with a reference of mm/mlock.c's batch
+        self.held: set[int] = set()  # and of others that the next pass begins with emptying
         self.prot_none = bytearray(has(flags, MappingFlag.PROT_NONE).tobytes())
         self.state = bytearray(n)
         self.age = bytearray(n)
@@ -205,7 +207,7 @@ class State:
                 items=self.items,
                 chains=stable.chains,
                 dups=stable.dups,
-                zero=self.zero + int(before.sum()),
+                zero=self.zero + int(before.sum()) - self.zero_inherited,
                 scanned=self.scanned,
                 skipped=self.skipped,
                 full_scans=self.passes,

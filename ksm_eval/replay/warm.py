@@ -16,7 +16,7 @@ from ksm_eval.replay.samples import find
 from ksm_eval.replay.series import GONE, Series
 from ksm_eval.replay.stable import Chain
 from ksm_eval.replay.state import IDLE, ORDINARY, ORPHAN, STABLE, UNSTABLE, PassResult
-from ksm_eval.snapshot import I64, FrameFlag, KsmdState, Snapshot
+from ksm_eval.snapshot import EMPTY, I64, FrameFlag, KsmdState, Snapshot
 
 SEQNR_MASK = 0xFF
 
@@ -105,7 +105,7 @@ class Warm(Series):
         # The NUMA node of a page that no process of the snapshot maps: of the tree it is in.
         numa = dict.fromkeys(range(len(state.node_pfn)), 0)
         if not self.across_nodes:
-            numa |= {entry: where for entry, _, _, _, where in state.tree.tolist()}
+            numa |= {entry: where for entry, _, _, _, where in state.tree.tolist()}  # and EMPTY
         pairs = zip(
             state.node_pfn.tolist(),
             state.node_hash.tolist(),
@@ -141,7 +141,7 @@ class Warm(Series):
         content = -1
         if not stale:
             content = self.contents.setdefault((numa, key), len(self.contents))
-        self.ranks_known = self.ranks_known and key in ranks
+            self.ranks_known = self.ranks_known and key in ranks
         self.content.append(content)
         self.is_zero.append(False)
         self.rank.append(ranks.get(key, 0))
@@ -161,19 +161,19 @@ class Warm(Series):
             members.setdefault(chain, []).append(row)
         entries = []  # (content, rank) of each tree node
         known = self.has_order and self.ranks_known
-        for first, *_ in state.tree.tolist():
-            rows = members[chains[first]] if chains[first] >= 0 else [first]
+        for number, (first, *_) in enumerate(state.tree.tolist()):
+            chain = first == EMPTY or chains[first] >= 0
+            rows = [] if first == EMPTY else members[chains[first]] if chain else [first]
             alive = [row for row in rows if stable.content[row] >= 0]
             if alive:
                 content, rank = stable.content[alive[0]], self.rank[self.ksm_frame[alive[0]]]
-            else:  # only stale nodes: no search finds them
+            else:  # stale nodes or none: a search that gets there drops them, and compares nothing
                 content, rank = len(self.contents), 0
-                self.contents[-1 - first, 0] = content
-                known = False
+                self.contents[-1 - number, 0] = content
             entries.append((content, rank))
             for row in rows:
                 stable.content[row] = content
-            if chains[first] >= 0:
+            if chain:
                 open_dups = sum(stable.length[row] < stable.cap for row in rows)
                 stable.tree[content] = Chain(deque(rows), open_dups, -stable.prune_millisecs)
                 stable.chains += 1
@@ -255,6 +255,9 @@ class Warm(Series):
         self.row[items[here]] = rows
         if self.rules.fork_copies_counters:
             observed = snapshot.processes.observed
+            if "ksm_zero_pages" in observed and "ksm_zero_pages" in counters:
+                total = int(observed["ksm_zero_pages"].sum())
+                self.zero_inherited = total - counters["ksm_zero_pages"]
             of_row = np.bincount(rows, minlength=count)
             merging = np.bincount(rows[state.item_node[here] >= 0], minlength=count)
             if "ksm_rmap_items" in observed and "ksm_merging_pages" in observed:
@@ -272,6 +275,7 @@ class Warm(Series):
         row = self.row.tolist()
         self.resumed = [i for i in self.visits if (row[i], address[i]) >= place]
         self.here = sum(row[i] == state.cursor_process for i in self.resumed)
+        self._adopt_batches(state)
         now = state.item_unstable & (state.item_seqnr == state.full_scans & SEQNR_MASK)
         self.passes += 1
         # Items of the dead are freed next. A page that was written since is in the tree where
@@ -286,6 +290,16 @@ class Warm(Series):
             if self.frame[i] >= 0:
                 self.unstable.setdefault(self.content[self.frame[i]], i)
         self._grow_trees(inserted)
+
+    def _adopt_batches(self, state: KsmdState) -> None:
+        """Pages that wait in per-CPU batches until the next pass begins."""
+        found = {pfn: f for f, pfn in enumerate(self.frame_pfn) if pfn >= 0}
+        for pfn, mlock in zip(state.batch_pfn.tolist(), state.batch_mlock.tolist(), strict=True):
+            f = found.get(pfn, GONE)
+            if mlock:
+                self.mlock_batch.append(f)
+            else:
+                self.held.add(f)
 
     def _grow_trees(self, inserted: list[int]) -> None:
         """The unstable trees of the pass under way, where their shape decides: as if nothing had

@@ -113,12 +113,14 @@ class KsmdRecords:
     node_length: I32
     node_chain: I32  # -1: in the tree itself, -2: in no tree
     node_stale: NDArray[np.bool_]  # its frame is another's by now
-    tree: I64  # a row a tree node: (first stable node, parent row or -1, side, red, NUMA node)
-    chains: int
+    tree: I64  # as KsmdState.tree
     full_scans: int
     cursor_row: int  # of the mm that ksmd is at, -1: between two passes
     cursor_address: int
     slots: int
+    # as in KsmdState
+    batch_pfn: U64 = field(default_factory=lambda: np.empty(0, np.uint64))
+    batch_mlock: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
 
 
 class Unreadable(Exception):
@@ -177,6 +179,10 @@ class Target(Protocol):
 
     def frames(self, pfns: U64) -> FrameTable:
         """struct page of ascending PFNs, in bulk."""
+
+    def pte_behind(self, heads: U64, pages: U32) -> NDArray[np.bool_] | None:
+        """Compounds.pte_behind of THPs that some process maps by a PMD and another by PTEs; None
+        if it cannot be read."""
 
     def ksmd(self, processes: Sequence[Process]) -> KsmdRecords | None:
         """ksmd's own records, None if they cannot be read (the reason is in info.notes)."""

@@ -1,7 +1,8 @@
 """Feature tests: which of ksmd's rules this kernel has.
 
 Each asks for a member, type or symbol. Only names that are never inlined are asked for:
-variables, struct members, exported or callback functions.
+variables, struct members, exported or callback functions. Where none tells, the machine code
+does; the release is asked in one case, in which that does not either.
 """
 
 from __future__ import annotations
@@ -12,7 +13,13 @@ from drgn import Architecture, FaultError, Program, TypeKind
 
 from ksm_eval.errors import TargetError
 from ksm_eval.replay.rules import Rules
-from ksm_eval.target.machine_code import flag_cleared_aarch64, flag_cleared_x86
+from ksm_eval.target.machine_code import (
+    flag_cleared_aarch64,
+    flag_cleared_x86,
+    stored_before_call_aarch64,
+    stored_before_call_x86,
+)
+from ksm_eval.target.release import is_6_11
 
 
 def has_symbol(prog: Program, name: str) -> bool:
@@ -77,8 +84,7 @@ def _pmd_at_a_time(prog: Program, notes: list[str]) -> bool:
         pass
     else:
         flag = enum_value(prog, "TTU_SPLIT_HUGE_PMD") or 4
-        arm = prog.platform is not None and prog.platform.arch == Architecture.AARCH64
-        cleared = flag_cleared_aarch64 if arm else flag_cleared_x86
+        cleared = flag_cleared_aarch64 if _is_arm(prog) else flag_cleared_x86
         repaired = cleared(text, caller.address, callee, flag)
         if repaired is not None:
             return not repaired
@@ -88,6 +94,34 @@ def _pmd_at_a_time(prog: Program, notes: list[str]) -> bool:
         "by fork"
     )
     return False
+
+
+def _is_arm(prog: Program) -> bool:
+    return prog.platform is not None and prog.platform.arch == Architecture.AARCH64
+
+
+def _fork_copies_counters(prog: Program, general_profit: bool) -> bool:
+    """Does a child start with its parent's counters in mm_struct?
+
+    Until a repair of ksm_fork() in 6.18, 6.17 and 6.12 stable (commit 4d6fc29f3634), which sets
+    them to 0 before it calls __ksm_enter(). It is inlined, into dup_mmap() or what that is
+    inlined into.
+    """
+    if not has_member(prog, "struct mm_struct", "ksm_rmap_items"):
+        return False
+    stored = stored_before_call_aarch64 if _is_arm(prog) else stored_before_call_x86
+    for name in ("dup_mmap", "dup_mm", "copy_mm", "copy_process"):
+        try:
+            offset = prog.type("struct mm_struct").member("ksm_merging_pages").bit_offset // 8
+            caller, callee = prog.symbol(name), prog.symbol("__ksm_enter").address
+            text = prog.read(caller.address, caller.size)
+        except (LookupError, FaultError):
+            continue
+        repaired = stored(text, caller.address, callee, offset)
+        if repaired is not None:
+            return not repaired
+    # Of the kernels that are in support those with a general_profit have the repair, 6.1 has not.
+    return not general_profit
 
 
 def _mlock_batch(prog: Program) -> int:
@@ -131,8 +165,8 @@ def detect_rules(prog: Program, notes: list[str]) -> Rules:
     )
     general_profit = has_symbol(prog, "ksm_process_profit")  # 6.4+, commit d21077fbc2fc
     return Rules(
-        # 6.11 has the checksum first too, but no symbol that shows it; folio_walk is 6.12.
-        checksum_first=folio_walk,
+        checksum_first=folio_walk
+        or is_6_11(prog["UTS_RELEASE"].string_().decode("ascii", "replace")),
         # The variable is static; its sysfs function is there without KALLSYMS_ALL, too.
         zero_remap_at_split=has_symbol(prog, "split_underused_thp")
         or has_symbol(prog, "split_underused_thp_show"),
@@ -144,10 +178,7 @@ def detect_rules(prog: Program, notes: list[str]) -> Rules:
         advisor=has_symbol(prog, "ksm_advisor") or _has_type(prog, "enum ksm_advisor_type"),
         general_profit=general_profit,
         process_counters=has_member(prog, "struct mm_struct", "ksm_merging_pages"),
-        # No symbol shows the repair of ksm_fork() (Oct 2025). Of the kernels that have these
-        # counters, all with a general_profit that are in support have it, 6.1.y has not.
-        fork_copies_counters=has_member(prog, "struct mm_struct", "ksm_rmap_items")
-        and not general_profit,
+        fork_copies_counters=_fork_copies_counters(prog, general_profit),
         reset_on_leave=has_member(prog, item, "linear_page_index"),
         pmd_at_a_time=_pmd_at_a_time(prog, notes),
         mlock_batch=_mlock_batch(prog),

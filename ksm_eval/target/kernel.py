@@ -7,6 +7,7 @@ its contents have been read: what is no longer what it was is counted, not used.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property, wraps
 from pathlib import Path
 from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
@@ -14,10 +15,11 @@ from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 import numpy as np
 from drgn import Architecture, FaultError, Object, PlatformFlags, Program
 from drgn.helpers.linux.mm import totalram_pages, virt_to_phys
+from numpy.typing import NDArray
 
 from ksm_eval.errors import TargetError
 from ksm_eval.replay.rules import Rules, Settings
-from ksm_eval.snapshot import U64, FrameFlag, has
+from ksm_eval.snapshot import U32, U64, FrameFlag, has
 from ksm_eval.target import (
     FrameTable,
     Gone,
@@ -45,14 +47,16 @@ from ksm_eval.target.frames import (
     page_layout,
     read_structs,
 )
-from ksm_eval.target.ksm_state import Contradiction, read_records
-from ksm_eval.target.lru_batches import batched_pages
+from ksm_eval.target.ksm_state import read_records
+from ksm_eval.target.lru_batches import batched_pages, waiting
 from ksm_eval.target.meter import Meter
 from ksm_eval.target.pid_ns import translated
 from ksm_eval.target.program import OpenedProgram
+from ksm_eval.target.records import Contradiction
 from ksm_eval.target.settings import read_counters, read_settings
 from ksm_eval.target.symbols import vmcoreinfo
 from ksm_eval.target.tasks import ATTEMPTS, Handle, select_processes
+from ksm_eval.target.thp_mappers import pte_behind
 from ksm_eval.target.vmas import list_vmas
 
 
@@ -244,6 +248,18 @@ class KernelTarget:
         return table
 
     @_while_there
+    def pte_behind(self, heads: U64, pages: U32) -> NDArray[np.bool_] | None:
+        try:
+            base = self._page_layout.base
+            return pte_behind(self._prog, self._read_physical, self._layout, base, heads, pages)
+        except (Contradiction, LookupError, FaultError):
+            if not self._opened.live:
+                self.info.notes.append(
+                    "who maps each THP cannot be read: taken to be in fork order"
+                )
+            return None
+
+    @_while_there
     def ksmd(self, processes: Sequence[Process]) -> KsmdRecords | None:
         rows = {int(_mm(process).value_()): row for row, process in enumerate(processes)}
 
@@ -254,11 +270,21 @@ class KernelTarget:
             return np.ascontiguousarray(word).view(np.uint64).reshape(len(pfns))
 
         try:
-            return read_records(self._prog, self.info.page_size, rows, mapping)
+            records = read_records(self._prog, self.info.page_size, rows, mapping)
+            return records if records.cursor_row < 0 else self._with_batches(records)
         except (Contradiction, LookupError, FaultError) as error:
             reason = error.message if isinstance(error, FaultError) else str(error)
             self.info.notes.append(f"ksmd's own records cannot be used: {reason}")
             return None
+
+    def _with_batches(self, records: KsmdRecords) -> KsmdRecords:
+        """Only the start of a pass empties the batches: in the rest of this one they matter."""
+        layout, (mlock, others) = self._page_layout, waiting(self._prog)
+        pages = np.array([*mlock, *others], np.uint64)
+        pfns = (pages - np.uint64(layout.base)) // np.uint64(layout.size)
+        known = pfns < self._max_pfn
+        batch_mlock = np.arange(len(pages)) < len(mlock)
+        return replace(records, batch_pfn=pfns[known], batch_mlock=batch_mlock[known])
 
     @cached_property
     def _page_layout(self) -> PageLayout:

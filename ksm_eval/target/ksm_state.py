@@ -10,74 +10,19 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 
 import numpy as np
-from drgn import FaultError, Object, Program
+from drgn import Object, Program
 
-from ksm_eval.snapshot import I32, I64, U8, U64
+from ksm_eval.snapshot import EMPTY, I32, I64, U8, U64
 from ksm_eval.target import KsmdRecords
+from ksm_eval.target.records import Contradiction, Memory, record
 
 SEQNR_MASK, UNSTABLE_FLAG, STABLE_FLAG = 0xFF, 0x100, 0x200
 CHAIN = -1024  # STABLE_NODE_CHAIN in rmap_hlist_len
 RB_BLACK = 1
 END = (1 << 64) - 1  # behind all addresses
 MAPPING_KSM = 3  # low bits of page->mapping
-
-
-class Contradiction(Exception):
-    """The records cannot be what ksmd left there; the message says why."""
-
-
-class _Memory:
-    """Reads of a few bytes at any address, a page of the target at a time."""
-
-    def __init__(self, prog: Program, page_size: int) -> None:
-        self._prog, self._size = prog, page_size
-        self._pages: dict[int, bytes] = {}
-
-    def read(self, address: int, size: int) -> bytes:
-        start = address & -self._size
-        page = self._pages.get(start)
-        if page is None:
-            if len(self._pages) > 4096:
-                self._pages.clear()
-            try:
-                page = self._prog.read(start, self._size)
-            except (FaultError, OverflowError, ValueError) as error:
-                raise Contradiction("a record is not in the target") from error
-            self._pages[start] = page
-        at = address - start
-        data = page[at : at + size]
-        return data if len(data) == size else data + self.read(start + self._size, size - len(data))
-
-    def word(self, address: int) -> int:
-        return int.from_bytes(self.read(address, 8), "little")
-
-
-@dataclass(frozen=True)
-class _Record:
-    """Size of a struct, and its members' offsets."""
-
-    size: int
-    at: dict[str, int]
-
-
-def _record(prog: Program, kinds: tuple[str, ...], *members: str) -> _Record:
-    for kind in kinds:
-        try:
-            type_ = prog.type(kind)
-        except LookupError:
-            continue
-        at = {}
-        for name in members:
-            try:
-                at[name] = int(type_.member(name).bit_offset) // 8
-            except LookupError:
-                continue
-        if type_.size is not None:
-            return _Record(type_.size, at)
-    raise LookupError(kinds[0])
 
 
 def read_records(
@@ -95,19 +40,19 @@ def read_records(
 class _Reader:
     def __init__(self, prog: Program, page_size: int, mm_rows: dict[int, int]) -> None:
         self.prog, self.page_size, self.mm_rows = prog, page_size, mm_rows
-        self.memory = _Memory(prog, page_size)
-        self.item = _record(
+        self.memory = Memory(prog, page_size)
+        self.item = record(
             prog,
             ("struct ksm_rmap_item", "struct rmap_item"),  # renamed in 6.1
             *("rmap_list", "address", "oldchecksum", "age", "remaining_skips", "head"),
             "linear_page_index",
         )
-        self.node = _record(
+        self.node = record(
             prog,
             ("struct ksm_stable_node", "struct stable_node"),
             *("node", "hlist_dup", "hlist", "kpfn", "rmap_hlist_len"),
         )
-        rb = _record(prog, ("struct rb_node",), "__rb_parent_color", "rb_left", "rb_right")
+        rb = record(prog, ("struct rb_node",), "__rb_parent_color", "rb_left", "rb_right")
         self.rb = rb.at
         head = prog["ksm_mm_head"]
         self.head = int(head.address_of_().value_())
@@ -162,7 +107,6 @@ class _Reader:
             node_chain=_i32(np.array(self.chain, np.int64)),
             node_stale=mapping != expected,
             tree=np.array(self.tree, np.int64).reshape(len(self.tree), 5),
-            chains=self.chains,
             full_scans=int(scan.seqnr.value_()),
             cursor_row=cursor[0],
             cursor_address=cursor[1],
@@ -269,7 +213,11 @@ class _Reader:
                         todo.append((child, row, right))
 
     def _entry(self, address: int) -> int:
-        """A tree node: the row of its first stable node."""
+        """A tree node: the row of its first stable node; EMPTY of a chain without any.
+
+        Stable nodes that turn out stale when their rmap_items leave them are taken out of their
+        chain (remove_node_from_stable_tree()); the chain itself goes when a search meets it.
+        """
         if address in self.seen:
             raise Contradiction("the stable tree has a loop")
         self.seen.add(address)
@@ -282,9 +230,7 @@ class _Reader:
             self._add(dup - self.node.at["hlist_dup"], self.chains)
             dup = self.memory.word(dup)
         self.chains += 1
-        if len(self.address) == first:
-            raise Contradiction("an empty chain in the stable tree")
-        return first
+        return first if len(self.address) > first else EMPTY
 
     def _length(self, address: int) -> int:
         data = self.memory.read(address + self.node.at["rmap_hlist_len"], 4)

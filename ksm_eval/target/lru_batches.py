@@ -13,12 +13,14 @@ from collections.abc import Iterator
 from drgn import FaultError, Object, Program, TypeKind
 from drgn.helpers.linux.cpumask import for_each_online_cpu
 from drgn.helpers.linux.percpu import per_cpu
+from drgn.helpers.linux.pid import for_each_task
+from drgn.helpers.linux.sched import task_cpu
+
+from ksm_eval.target.tasks import PF_KTHREAD
 
 # mm/swap.c and mm/mlock.c; those that a kernel has.
-_VARIABLES = (
-    *("cpu_fbatches", "mlock_fbatch"),  # 5.18+ and 6.3+
-    *("lru_pvecs", "lru_rotate", "mlock_pvec"),  # before
-)
+_LRU = ("cpu_fbatches", "lru_pvecs", "lru_rotate")  # 5.18+; before
+_MLOCK = ("mlock_fbatch", "mlock_pvec")  # 6.3+; before
 _FLAGS = 3  # LRU_FOLIO and NEW_FOLIO of mm/mlock.c, in the low bits of its pointers
 _LARGEST = 64  # more than any kernel's PAGEVEC_SIZE: a batch that is torn or none
 
@@ -30,17 +32,37 @@ def batched_pages(prog: Program) -> dict[int, int]:
         cpus = list(for_each_online_cpu(prog))
     except (LookupError, FaultError):
         return {}
-    for name in _VARIABLES:
-        try:
-            variable = prog[name]
-        except LookupError:
-            continue
+    for name in (*_LRU, *_MLOCK):
         for cpu in cpus:
-            try:
-                found.update(_pointers(per_cpu(variable, cpu)))
-            except (LookupError, FaultError):
-                continue
+            found.update(_of_cpu(prog, name, cpu))
     return dict(found)
+
+
+def waiting(prog: Program) -> tuple[list[int], list[int]]:
+    """struct page of each entry: those of mm/mlock.c's batch on the CPU on which ksmd last ran, in
+    their order, and all others."""
+    mlock = _of_ksmd(prog)
+    others = Counter(batched_pages(prog))
+    others.subtract(mlock)
+    return mlock, list(others.elements())
+
+
+def _of_ksmd(prog: Program) -> list[int]:
+    try:
+        for task in for_each_task(prog):
+            if task.comm.string_() == b"ksmd" and task.flags.value_() & PF_KTHREAD:
+                cpu = task_cpu(task)
+                return [page for name in _MLOCK for page in _of_cpu(prog, name, cpu)]
+    except (LookupError, FaultError):
+        pass
+    return []
+
+
+def _of_cpu(prog: Program, name: str, cpu: int) -> list[int]:
+    try:
+        return list(_pointers(per_cpu(prog[name], cpu)))
+    except (LookupError, FaultError):
+        return []
 
 
 def _pointers(value: Object) -> Iterator[int]:

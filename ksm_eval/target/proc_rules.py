@@ -6,6 +6,7 @@ KALLSYMS_ALL), the sysfs file that shows it stands for it.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ksm_eval.errors import TargetError
 from ksm_eval.replay.rules import Rules, Settings
 from ksm_eval.target.btf import Btf, Kind
 from ksm_eval.target.page_table import SwapTypes
+from ksm_eval.target.release import is_6_11
 
 KSM = Path("/sys/kernel/mm/ksm")
 _THP = Path("/sys/kernel/mm/transparent_hugepage")
@@ -124,7 +126,7 @@ def detect_rules(names: Names, notes: list[str], sysfs: Path = KSM, thp: Path = 
     general_profit = (sysfs / "general_profit").exists()  # 6.4+
     _doubt_pmd(names, notes)
     return Rules(
-        checksum_first=folio_walk,  # 6.11 has it too, but nothing that shows it
+        checksum_first=folio_walk or is_6_11(os.uname().release),
         zero_remap_at_split=(thp / "shrink_underused").exists(),  # shows split_underused_thp
         prot_none_offered=names.symbol("ksm_next_page_pmd_entry") or not refused,
         prot_none_unreadable=refused,

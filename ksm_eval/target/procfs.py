@@ -250,6 +250,9 @@ class ProcTarget:
         self.meter.wait(8 * len(pfns))
         return proc_pages.lookup(fd, pfns)
 
+    def pte_behind(self, heads: U64, pages: U32) -> None:
+        """/proc does not tell it."""
+
     def _place(self, pfns: U64, row_of: RowOf) -> NDArray[np.bool_]:
         """Note where to read each frame: in the first mapping of the scan order. Returns which
         frames have one mapping only."""

@@ -176,6 +176,8 @@ void quiet_kernel(void)
 	must_write(THP "khugepaged/max_ptes_swap", "0");
 	write_file(THP "khugepaged/max_ptes_shared", "0"); /* 5.8+ */
 	write_file("/proc/sys/vm/compaction_proactiveness", "0"); /* 5.9+, CONFIG_COMPACTION */
+	/* Its thread holds a reference on one page after another; what has it then does not merge. */
+	write_file("/sys/module/damon_stat/parameters/enabled", "N"); /* 6.17+, CONFIG_DAMON_STAT */
 }
 
 void load_module(const char *path)

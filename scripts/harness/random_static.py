@@ -127,10 +127,15 @@ def _memory(script: Script, random: Random, *, smart_scan: bool, numa: bool) -> 
             if everything:
                 script.opt_in(child)
     if not everything:
+        before = len(script.lines)
         for process, regions in layout.regions.items():
             for region, pages in regions.items():
                 if random.random() < 0.8:
                     script.advise(process, region, 0, pages, MERGEABLE)
+        if len(script.lines) == before:  # ksmd would wait for a process to scan
+            process, regions = next(iter(layout.regions.items()))
+            region, pages = next(iter(regions.items()))
+            script.advise(process, region, 0, pages, MERGEABLE)
     return layout
 
 

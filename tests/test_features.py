@@ -1,0 +1,88 @@
+"""Rules that no symbol shows."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+import pytest
+from drgn import Program
+
+from ksm_eval.evaluate import open_target
+from ksm_eval.replay.rules import Rules
+from ksm_eval.target import features
+from ksm_eval.target.release import is_6_11
+from tests.fixtures import target, vmcore
+
+
+@pytest.mark.parametrize(
+    ("release", "expected"),
+    [
+        ("6.11.0-29-generic", True),  # Ubuntu
+        ("6.11.10+bpo-amd64", True),  # Debian
+        ("6.11.11-300.fc41.x86_64", True),
+        ("6.11", True),
+        ("6.11-rc1", True),
+        ("6.10.14", False),
+        ("6.12.117", False),
+        ("6.110.1", False),
+        ("6.1.11", False),
+        ("16.11.0", False),
+        ("5.10.0-46-cloud-amd64", False),
+        ("", False),
+    ],
+)
+def test_the_one_release_that_is_told_by_its_name(release: str, expected: bool) -> None:
+    assert is_6_11(release) is expected
+
+
+def rules_of(name: str, monkeypatch: pytest.MonkeyPatch, release: str, hidden: str) -> Rules:
+    """Of a fixture, with another release, and without a symbol."""
+    has = features.has_symbol
+
+    def has_symbol(prog: Program, symbol: str) -> bool:
+        return symbol != hidden and has(prog, symbol)
+
+    monkeypatch.setattr(features, "has_symbol", has_symbol)
+    monkeypatch.setattr(features, "is_6_11", lambda _: is_6_11(release))
+    with closing(open_target(vmcore(name))) as vm:
+        return features.detect_rules(vm._prog, [])  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("release", "hidden", "first"),
+    [
+        ("6.12.117", "", True),
+        ("6.9.2", "", True),  # the feature test comes first
+        ("6.11.4", "folio_walk_start", True),
+        ("6.10.14", "folio_walk_start", False),
+    ],
+)
+def test_checksum_first(
+    release: str, hidden: str, first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert rules_of("x86_64-6.12-tiny", monkeypatch, release, hidden).checksum_first is first
+
+
+@pytest.mark.parametrize(
+    ("name", "copied"),
+    [
+        ("x86_64-6.1-tiny", True),
+        ("x86_64-6.12-tiny", False),
+        ("aarch64-6.12-4k", False),
+        ("aarch64-6.12-64k", False),
+    ],
+)
+def test_whether_fork_copies_the_counters(name: str, copied: bool) -> None:
+    """ksm_fork() of 6.1.192 and 6.12.117, include/linux/ksm.h; it is inlined in different
+    functions of these kernels."""
+    vm = target(name)
+    assert features._fork_copies_counters(vm._prog, not copied) is copied  # type: ignore[attr-defined]
+    # Whatever would be taken for it without the machine code.
+    assert features._fork_copies_counters(vm._prog, copied) is copied  # type: ignore[attr-defined]
+
+
+def test_whether_fork_copies_the_counters_without_the_kernels_text() -> None:
+    """It is not in this fixture: by the age of the kernel."""
+    prog = target("x86_64-6.12-debian-cloud")._prog  # type: ignore[attr-defined]
+    for general_profit in (False, True):
+        assert features._fork_copies_counters(prog, general_profit) is not general_profit
