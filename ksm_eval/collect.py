@@ -209,7 +209,7 @@ def _walk(
         reason = process.unreadable
         if not reason:
             try:
-                only = mergeable_only or not process.selected
+                only = mergeable_only or process.merge_any or not process.selected
                 vmas = target.vmas(process, mergeable_only=only)
                 scanned = [i for i, vma in enumerate(vmas) if not vma.reason and vma.has_anon]
                 found = target.walk(process, [vmas[i] for i in scanned])

@@ -451,7 +451,7 @@ def test_selections(capsys: pytest.CaptureFixture[str], arguments: list[str]) ->
     assert {row["pid"] for row in made["processes"]} == expected
     only = "--mergeable-only" in arguments
     assert made["question"] == ("mergeable_only" if only else "merge_any")
-    assert ("not madvised" in {row["reason"] for row in made["ineligible"]}) is only
+    assert ("VM_MERGEABLE not set" in {row["reason"] for row in made["ineligible"]}) is only
 
 
 @pytest.mark.parametrize(

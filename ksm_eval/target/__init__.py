@@ -53,6 +53,9 @@ class Process:
     selected: bool = True  # False: not asked for, but ksmd works on it already
     ppid: int = 0  # of real_parent's thread group
     unreadable: str = ""  # why nothing more can be said of it; "" if it can
+    merge_any: bool = False
+    """Has PR_SET_MEMORY_MERGE. To set it again changes nothing: what has no VM_MERGEABLE now (the
+    stack, if it came over exec) will not get it."""
 
 
 @dataclass(frozen=True)

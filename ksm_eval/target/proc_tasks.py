@@ -151,13 +151,14 @@ class KsmStat:
 
     observed: dict[str, int] = field(default_factory=dict)
     registered: bool = False
+    merge_any: bool = False
 
 
 def read_ksm_stat(pid: int) -> KsmStat:
     """Raises OSError (PermissionError) if they may not be read."""
     directory = PROC / str(pid)
     observed: dict[str, int] = {}
-    yes = False
+    yes = any_ = False
     try:
         for line in (directory / "ksm_stat").read_text().split("\n"):
             name, _, value = line.partition(" ")
@@ -165,6 +166,7 @@ def read_ksm_stat(pid: int) -> KsmStat:
                 observed[name] = int(value)
             else:  # ksm_merge_any: yes, ksm_mergeable: yes (6.14+, commit bf4b87e8)
                 yes |= value.strip() == "yes"
+                any_ |= (name, value.strip()) == ("ksm_merge_any:", "yes")
         if "ksm_merging_pages" not in observed:
             text = (directory / "ksm_merging_pages").read_text()
             if text:  # empty: no mm
@@ -176,6 +178,7 @@ def read_ksm_stat(pid: int) -> KsmStat:
     return KsmStat(
         {name: observed[name] for name in kept if name in observed},
         yes or observed.get("ksm_rmap_items", 0) > 0,
+        any_,
     )
 
 
@@ -309,4 +312,5 @@ def _process(group: ProcGroup, selected: bool) -> Process:
         selected=selected,
         ppid=group.parent,
         unreadable=unreadable,
+        merge_any=ksm.merge_any,
     )

@@ -179,6 +179,19 @@ def _observed(mm: Object) -> dict[str, int]:
     return found
 
 
+def _merge_any(mm: Object) -> bool:
+    """MMF_VM_MERGE_ANY, 6.4+. Its number is a macro: 29, and 30 from 6.7 on, where 29 is
+    MMF_HAS_MDWE_NO_INHERIT, which is never without 28, MMF_HAS_MDWE."""
+    flags = mm.flags
+    try:
+        bits = flags.value_()
+        if not isinstance(bits, int):  # mm_flags_t, 6.18+
+            bits = flags.member_("__mm_flags")[0].value_()
+    except (LookupError, TypeError):
+        return False
+    return bool(bits & 1 << 30) or (bits >> 28 & 3) == 2
+
+
 def _process(
     group: _Group,
     cgroup: Callable[[Object], str],
@@ -192,9 +205,9 @@ def _process(
         uid = leader.real_cred.uid.val.value_()
     except FaultError:
         uid = INVALID_UID
-    observed, unreadable = dict[str, int](), ""
+    observed, merge_any, unreadable = dict[str, int](), False, ""
     try:
-        observed = _observed(group.mm)
+        observed, merge_any = _observed(group.mm), _merge_any(group.mm)
     except FaultError:
         unreadable = "its mm cannot be read"
     return Process(
@@ -209,6 +222,7 @@ def _process(
         selected=selected,
         ppid=group.parent,
         unreadable=unreadable,
+        merge_any=merge_any,
     )
 
 
