@@ -335,6 +335,8 @@ def test_a_closed_output(saved: Path) -> None:
 def test_interrupt(saved: Path) -> None:
     program = (
         "import signal, sys, ksm_eval.evaluate as e; from ksm_eval.cli import run\n"
+        # A shell's background job ignores SIGINT, and so would what it starts.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def waits(*_, **__): print('here', flush=True); signal.pause()\n"
         "e.evaluate_snapshot = waits; sys.exit(run(sys.argv[1:]))"
     )
