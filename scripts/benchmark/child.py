@@ -104,7 +104,10 @@ def proc(pid: str) -> Found:
     """VMAs to counters of a live process, through /proc."""
     from ksm_eval.evaluate import open_live
 
-    return measured(open_live("proc"), Selection(pids=(int(pid),)))[2]
+    snapshot, _, found = measured(open_live("proc"), Selection(pids=(int(pid),)))
+    if not snapshot.processes.selected.all():
+        return {"failed": "this host's ksmd works on other processes, which take part"}
+    return found
 
 
 def settled(frames: str, kind: str) -> Found:

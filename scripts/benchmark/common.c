@@ -115,6 +115,8 @@ void set_seed(uint64_t seed)
 
 uint64_t hash_page(const void *page)
 {
+	if (!hash_seed)
+		return XXH3_64bits(page, PAGE);
 	return XXH3_64bits_withSecretandSeed(page, PAGE, secret, sizeof(secret), hash_seed);
 }
 

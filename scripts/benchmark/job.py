@@ -10,7 +10,7 @@ from clock import Clock, status
 
 from ksm_eval.collect import collect
 from ksm_eval.replay.converged import Prediction, predict
-from ksm_eval.snapshot import U64, Snapshot
+from ksm_eval.snapshot import U64, FrameFlag, Snapshot, has
 from ksm_eval.target import Selection, Target
 
 SEED = 0x5EED0F0E5EED0F0E
@@ -36,10 +36,11 @@ def simple_counters(snapshot: Snapshot) -> dict[str, int]:
     frames = snapshot.frames
     mapped = np.bincount(snapshot.mappings.frame, minlength=len(frames))
     order = np.argsort(frames.hash)
+    order = order[~has(frames.flags[order], FrameFlag.UNREADABLE)]
     hashes = frames.hash[order]
     starts = np.flatnonzero(np.append(True, hashes[1:] != hashes[:-1])[: len(hashes)])
     several = np.diff(np.append(starts, len(hashes))) > 1
-    mappings = np.add.reduceat(mapped[order], starts) if len(starts) else mapped
+    mappings = np.add.reduceat(mapped[order], starts) if len(starts) else mapped[:0]
     return {
         "mappings": len(snapshot.mappings),
         "frames": len(frames),
@@ -71,6 +72,7 @@ def measured(target: Target, selection: Selection) -> tuple[Snapshot, Prediction
         **clock.measurement(*OFF_THE_CLOCK),
         "pages": len(snapshot.frames),
         "rss_before": before,
+        "unreadable": snapshot.meta.unreadable,
         "results": {
             **simple_counters(snapshot),
             "checksum": checksum(snapshot.frames.pfn, snapshot.frames.hash),
