@@ -6,7 +6,8 @@ from html import escape
 from math import ceil, floor, log10
 
 WIDTH, HEIGHT = 640, 400
-LEFT, RIGHT, TOP, BOTTOM = 60, 150, 20, 45
+LEFT, RIGHT, TOP, BOTTOM = 60, 180, 20, 45
+LINE = 14
 COLOURS = ("#1b6ca8", "#c0392b", "#2e8b57", "#8e44ad")
 
 Series = dict[str, list[tuple[float, float]]]
@@ -43,12 +44,16 @@ def svg(series: Series, x_label: str, y_label: str) -> str:
         at = y(10.0**power)
         lines.append(f'<path d="M{LEFT} {at}H{WIDTH - RIGHT}" stroke="#ddd"/>')
         lines.append(text(LEFT - 6, at + 4, _power(power), "end"))
-    for (name, line), colour in zip(series.items(), COLOURS, strict=False):
+    for line, colour in zip(series.values(), COLOURS, strict=False):
         path = "L".join(f"{x(a)} {y(b)}" for a, b in line)
         lines.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
         lines += [f'<circle cx="{x(a)}" cy="{y(b)}" r="3" fill="{colour}"/>' for a, b in line]
-        last = line[-1]
-        lines.append(text(x(last[0]) + 8, y(last[1]) + 4, name, "start", f' fill="{colour}"'))
+    above = 0.0
+    ends = sorted((y(line[-1][1]), x(line[-1][0]), name) for name, line in series.items())
+    for at_y, at_x, name in ends:  # names do not cover each other
+        above = max(at_y + 4, above + LINE)
+        colour = COLOURS[list(series).index(name)]
+        lines.append(text(at_x + 8, above, name, "start", f' fill="{colour}"'))
     middle = (LEFT + WIDTH - RIGHT) / 2
     lines.append(text(middle, HEIGHT - 8, x_label))
     turned = f' transform="rotate(-90 14 {HEIGHT / 2})"'

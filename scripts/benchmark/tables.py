@@ -119,7 +119,8 @@ Methods take turns, each in a process of its own, and figures are medians. "Of C
 of C divided by the method's own, the median over the rounds; "CPU" is the same of processor time,
 which other work on the machine disturbs less. "B a frame" is peak RSS beyond what the process
 had when it began, for each frame. `access_process_vm` is the naive way, a page of a process at a
-time into a dict, measured on a sample of pages and scaled to all of them."""
+time into a dict, measured on a sample of pages and scaled to all of them; its pages are mappings,
+those of the others distinct frames."""
 
 
 def markdown(results: Found, picture: str) -> str:
@@ -129,7 +130,7 @@ def markdown(results: Found, picture: str) -> str:
         parts += ["", (
             f"The vmcore: Linux {vmcore['kernel']}, {vmcore['processes']} processes, "
             f"{vmcore['mappings']:,} mappings of {vmcore['frames']:,} frames, "
-            f"{vmcore['bytes'] / 1e9:.1f} GB, in the {vmcore.get('place', 'page cache')}."
+            f"{vmcore['bytes'] / 1e9:.1f} GB, in {vmcore['place']}."
         )]  # fmt: skip
     busy = [case["load"] for case in results["cases"] if case["load"] > results["machine"]["cpus"]]
     if busy:
@@ -137,8 +138,15 @@ def markdown(results: Found, picture: str) -> str:
             f"**The machine was busy with other work**: {len(busy)} of {len(results['cases'])} "
             f"cases were measured at a load of up to {max(busy)}."
         )]  # fmt: skip
-    for name, reason in results["facts"].get("skipped", {}).items():
-        parts += ["", f"Not measured: {name} ({reason})."]
+    left_out = [f"{name} ({why})" for name, why in results["facts"].get("skipped", {}).items()]
+    left_out += [
+        f"{case['name']}, {name} ({summary.failed})"
+        for case in results["cases"]
+        for name, summary in summaries(case).items()
+        if summary.failed
+    ]
+    if left_out:
+        parts += ["", f"Not measured: {'; '.join(left_out)}."]
     rows = [[goal.text, goal.value, "yes" if goal.met else "**no**"] for goal in goals(results)]
     if rows:
         parts += ["", "## Goals", "", *_table(["goal", "measured", "met"], rows)]
@@ -147,8 +155,8 @@ def markdown(results: Found, picture: str) -> str:
         if case["name"].rpartition("-")[0] in GROWING:
             continue
         for name, summary in summaries(case).items():
-            cells = [summary.failed] + [""] * 6 if summary.failed else _cells(case, summary)
-            rows.append([case["about"], name, *cells])
+            if not summary.failed:
+                rows.append([case["about"], name, *_cells(case, summary)])
     if rows:
         parts += ["", "## Methods and targets", "", *_table(["target", "method", *HEAD], rows)]
     for case in results["cases"]:
