@@ -140,6 +140,8 @@ static void carry_out(const struct command *c)
 		fill_all(start, pages, c->a[3]);
 	else if (is(c, "each"))
 		fill_each(start, pages, c->a[3]);
+	else if (is(c, "half"))
+		fill_half_random(start, pages, c->a[3]);
 	else if (is(c, "last"))
 		fill_nearly_equal(start, pages, NEARLY_EQUAL, c->a[3]);
 	else if (is(c, "zero"))

@@ -160,6 +160,10 @@ class Script:
         """As each(), but the pages differ in their last eight bytes only."""
         self._say("last", process, region, first, pages, content)
 
+    def half_random(self, process: int, region: int, first: int, pages: int, content: int) -> None:
+        """As each(), but only a half of each page compresses."""
+        self._say("half", process, region, first, pages, content)
+
     def zero(self, process: int, region: int, first: int, pages: int) -> None:
         """Write zeros."""
         self._say("zero", process, region, first, pages)
