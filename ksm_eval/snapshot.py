@@ -191,6 +191,7 @@ class KsmdState:
     full_scans: int
     cursor_process: int  # where ksmd is within a pass: row in Processes; -1: between two passes
     cursor_address: int
+    tree_pruned: I64 | None = None  # T: ms since each chain was pruned, -1: no chain; None: unknown
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ OUTSIDE = -1
 def simulate_series(snapshots: Sequence[Snapshot], settings: Settings) -> list[PassResult]:
     """The counters after each sample's full scan; ksmd starts with the first one.
 
-    Samples are taken to be further apart than stable_node_chains_prune_millisecs. Raises
+    Samples are taken to be further apart than stable_node_chains_prune_millisecs (State). Raises
     TargetError if PROT_NONE pages block merging and a snapshot does not tell the order of
     the contents.
     """
