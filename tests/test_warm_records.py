@@ -144,6 +144,26 @@ def test_a_chain_whose_dups_are_gone_is_read() -> None:
         assert now.stable_node_chains == before.chains
 
 
+def test_a_rank_that_is_not_known_takes_the_trees_shape() -> None:
+    """A KSM page that no process of the snapshot maps has no rank."""
+    made = empty_chain(RANK)
+    state = made.ksmd
+    assert state is not None
+    state = replace(
+        state,
+        node_pfn=np.append(state.node_pfn, np.uint64(77)),
+        node_hash=np.append(state.node_hash, np.uint64(123)),
+        node_length=np.append(state.node_length, np.int32(0)),
+        node_chain=np.append(state.node_chain, np.int32(-1)),
+        node_stale=np.append(state.node_stale, False),
+        tree=np.vstack([state.tree, [1, 0, 1, 1, 0]]),
+    )
+    check_ksmd(state, 1, 4096)
+    for ksmd, exact, chains in ((made.ksmd, True, 0), (state, False, 1)):
+        [_, result] = simulate_warm(replace(made, ksmd=ksmd), CALM, 1)
+        assert (result.exact, result.counters.stable_node_chains) == (exact, chains)
+
+
 def interrupted(ago: int | None, cursor: int = 0) -> Snapshot:
     """ksmd is inside pass 3. The tree is a chain of one dup, X with one mapping, last
     pruned `ago` ms ago; two more X, which are new to ksmd."""

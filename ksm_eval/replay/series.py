@@ -408,7 +408,8 @@ class Series(Ksmd):
                 ),
             )
         # Without ranks a chain is pruned only by searches of its own content.
-        exact = self.shape_unknown != self.passes and (self.has_order or not self.stable.chains)
+        in_trees = self.stable.trees is not None
+        exact = self.shape_unknown != self.passes and (in_trees or not self.stable.chains)
         found = replace(found, cow_breaks=self.cow_breaks, exact=exact)
         ours = found.processes
         pairs = zip(ours.ksm_rmap_items.tolist(), ours.ksm_merging_pages.tolist(), strict=True)
