@@ -31,6 +31,10 @@ EMPTY = -1
 """In `KsmdState.tree`, instead of a stable node: a chain that has none any more."""
 
 
+SEQNR_MASK = 0xFF
+"""Which bits of a pass's number are in `KsmdState.item_seqnr`."""
+
+
 class MappingFlag(IntFlag):
     """One candidate mapping: bits of its PTE or PMD."""
 

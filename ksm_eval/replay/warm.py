@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import pairwise
 
 import numpy as np
 
@@ -16,9 +14,7 @@ from ksm_eval.replay.samples import find
 from ksm_eval.replay.series import GONE, Series
 from ksm_eval.replay.stable import Chain
 from ksm_eval.replay.state import IDLE, ORDINARY, ORPHAN, STABLE, UNSTABLE, PassResult
-from ksm_eval.snapshot import EMPTY, I64, FrameFlag, KsmdState, Snapshot
-
-SEQNR_MASK = 0xFF
+from ksm_eval.snapshot import EMPTY, I64, SEQNR_MASK, FrameFlag, KsmdState, Snapshot
 
 
 @dataclass(frozen=True)
@@ -58,16 +54,9 @@ def simulate_warm(snapshot: Snapshot, settings: Settings, passes: int) -> list[P
     that are due now. Where that is not known it is not exact, nor where some would become due in
     the time that pages_to_scan and sleep_millisecs make of its rest.
     """
-    return simulate_warm_series([snapshot] + [snapshot] * passes, settings)
-
-
-def simulate_warm_series(snapshots: Sequence[Snapshot], settings: Settings) -> list[PassResult]:
-    """The counters at the first sample, then after the full scan of each further one."""
-    ksmd = Warm(snapshots[0], settings)
+    ksmd = Warm(snapshot, settings)
     results = [ksmd.result()]
-    for before, snapshot in pairwise(snapshots):
-        if snapshot is not before:
-            ksmd.advance(snapshot)
+    for _ in range(passes):
         ksmd.full_scan()
         results.append(ksmd.result())
     return results

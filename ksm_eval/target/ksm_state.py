@@ -14,16 +14,16 @@ from contextlib import suppress
 import numpy as np
 from drgn import Object, Program
 
-from ksm_eval.snapshot import EMPTY, I32, I64, U8, U64
+from ksm_eval.snapshot import EMPTY, I32, I64, SEQNR_MASK, U8, U64
 from ksm_eval.target import KsmdRecords
+from ksm_eval.target.frames import MAPPING_KSM
 from ksm_eval.target.jiffies import read_jiffies
 from ksm_eval.target.records import Contradiction, Memory, record
 
-SEQNR_MASK, UNSTABLE_FLAG, STABLE_FLAG = 0xFF, 0x100, 0x200
+UNSTABLE_FLAG, STABLE_FLAG = 0x100, 0x200  # in rmap_item->address, above SEQNR_MASK
 CHAIN = -1024  # STABLE_NODE_CHAIN in rmap_hlist_len
 RB_BLACK = 1
 END = (1 << 64) - 1  # behind all addresses
-MAPPING_KSM = 3  # low bits of page->mapping
 
 
 def read_records(
