@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 from drgn import Program
 
 from ksm_eval.evaluate import open_target
 from ksm_eval.replay.rules import Rules
-from ksm_eval.target import features
+from ksm_eval.target import features, proc_rules
 from ksm_eval.target.release import is_6_11
 from tests.fixtures import target, vmcore
 
@@ -106,3 +107,23 @@ def test_whether_fork_copies_the_counters_without_the_kernels_text(
         copied = features._fork_copies_counters(prog, general_profit, notes)
         assert copied is not general_profit
         assert len(notes) == doubts
+
+
+@pytest.mark.parametrize(
+    ("general_profit", "range_walk", "doubts"),
+    [(False, False, 0), (False, True, 0), (True, False, 1), (True, True, 0)],
+)
+def test_whether_fork_copies_the_counters_through_proc(
+    general_profit: bool, range_walk: bool, doubts: int, tmp_path: Path
+) -> None:
+    class Kernel(proc_rules.Names):
+        def member(self, struct: str, member: str) -> bool:
+            return (struct, member) == ("mm_struct", "ksm_rmap_items")
+
+    if general_profit:
+        (tmp_path / "general_profit").write_text("0\n")
+    names = Kernel(None, frozenset(["ksm_next_page_pmd_entry"] if range_walk else []))
+    notes: list[str] = []
+    rules = proc_rules.detect_rules(names, notes, tmp_path, tmp_path)
+    assert rules.fork_copies_counters is not general_profit
+    assert len(notes) == doubts
