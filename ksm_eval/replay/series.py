@@ -53,7 +53,7 @@ OUTSIDE = -1
 def simulate_series(snapshots: Sequence[Snapshot], settings: Settings) -> list[PassResult]:
     """The counters after each sample's full scan; ksmd starts with the first one.
 
-    Samples are taken to be further apart than stable_node_chains_prune_millisecs. Raises
+    Samples are taken to be further apart than stable_node_chains_prune_millisecs (State). Raises
     TargetError if PROT_NONE pages block merging and a snapshot does not tell the order of
     the contents.
     """
@@ -437,7 +437,8 @@ class Series(Ksmd):
                 ),
             )
         # Without ranks a chain is pruned only by searches of its own content.
-        exact = self.shape_unknown != self.passes and (self.has_order or not self.stable.chains)
+        in_trees = self.stable.trees is not None
+        exact = self.shape_unknown != self.passes and (in_trees or not self.stable.chains)
         found = replace(found, cow_breaks=self.cow_breaks, exact=exact)
         ours = found.processes
         pairs = zip(ours.ksm_rmap_items.tolist(), ours.ksm_merging_pages.tolist(), strict=True)

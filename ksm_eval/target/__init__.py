@@ -117,8 +117,8 @@ class KsmdRecords:
     full_scans: int
     cursor_row: int  # of the mm that ksmd is at, -1: between two passes
     cursor_address: int
-    slots: int
     # as in KsmdState
+    tree_pruned: I64 | None = None
     batch_pfn: U64 = field(default_factory=lambda: np.empty(0, np.uint64))
     batch_mlock: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
 
