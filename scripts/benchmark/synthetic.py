@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ksm_eval.replay.rules import Rules, Settings
 from ksm_eval.snapshot import (
     NO_COMPOUND,
+    U32,
     U64,
     Compounds,
     Entry,
@@ -214,6 +216,12 @@ class SyntheticTarget:
     def ksmd(self, processes: Sequence[Process]) -> KsmdRecords | None:
         del processes
         return None
+
+    def pte_behind(self, heads: U64, pages: U32) -> None:
+        del heads, pages
+
+    def still_mapped(self, pfns: U64) -> NDArray[np.bool_]:
+        return np.ones(len(pfns), np.bool_)
 
     def places(self, pfns: U64) -> U64:
         return pfns
