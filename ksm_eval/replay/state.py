@@ -51,7 +51,8 @@ class PassResult:
     cow_breaks: int = 0
     """Merged mappings that had been written since the scan before: each took a COW fault."""
     exact: bool = True
-    """False: depends on the order of the contents, which the snapshots do not tell."""
+    """False: depends on the order of the contents, or on when chains were pruned, which the
+    snapshots do not tell."""
 
 
 class State:
