@@ -34,6 +34,7 @@ from ksm_eval.snapshot import (
 from ksm_eval.sweep import sweep
 from ksm_eval.target import (
     WALKING,
+    WENT_AWAY,
     FrameTable,
     Gone,
     Process,
@@ -44,6 +45,7 @@ from ksm_eval.target import (
     Unreadable,
     Vma,
     WalkedVmas,
+    rights,
 )
 
 BYTES_A_MAPPING = 200
@@ -153,7 +155,8 @@ def collect(
     unreadable = Counter(swept.unreadable)
     lost = int(entries[:, Entry.UNREADABLE].sum())
     if lost:
-        unreadable["page table or struct page not in the dump"] += lost
+        dump = "page table or struct page not in the dump"
+        unreadable[dump if info.kind == "vmcore" else WENT_AWAY] += lost
     counts = np.bincount(vma_of[keep], minlength=len(walked.vmas))
     mappings = Mappings(
         frame=new_row[row[keep]].astype(np.uint32), page=page[keep], flags=flags[keep]
@@ -206,7 +209,7 @@ def _walk(
         reason = process.unreadable
         if not reason:
             try:
-                only = mergeable_only or not process.selected
+                only = mergeable_only or process.merge_any or not process.selected
                 vmas = target.vmas(process, mergeable_only=only)
                 scanned = [i for i, vma in enumerate(vmas) if not vma.reason and vma.has_anon]
                 found = target.walk(process, [vmas[i] for i in scanned])
@@ -237,8 +240,10 @@ def _nothing_read(info: TargetInfo, walked: _Walked) -> TargetError:
     if not walked.lost:
         return TargetError("all of the selected processes ended while they were read", "try again")
     hint = "the dump lacks kernel pages; take it with makedumpfile -d 17 or unfiltered"
-    if info.kind != "vmcore":
-        hint = "run it as root, and while the processes run"
+    if rights.NO_PTRACE in walked.lost[0]:
+        hint = rights.hint()
+    elif info.kind != "vmcore":
+        hint = "try again while the processes run"
     return TargetError(f"none of the selected processes can be read: {walked.lost[0]}", hint)
 
 

@@ -48,6 +48,7 @@ def ksmd_state(
         full_scans=records.full_scans,
         cursor_process=records.cursor_row,
         cursor_address=records.cursor_address,
+        tree_pruned=records.tree_pruned,
     )
 
 

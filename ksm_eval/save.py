@@ -34,7 +34,7 @@ from ksm_eval.snapshot import (
 )
 
 FORMAT = "ksm-eval snapshot"
-VERSION = 3
+VERSION = 4
 """Any change of Snapshot, Metadata, Rules or Settings needs a new one."""
 
 Array: TypeAlias = NDArray[Any]
@@ -91,6 +91,7 @@ _OPTIONAL = {
     "frames.order": ("<u4", None),
     "processes.ppid": ("<i4", None),
     "compounds.pte_behind": ("|b1", None),
+    "ksmd.tree_pruned": ("<i8", None),
     **_KSMD,
 }
 
@@ -193,7 +194,8 @@ def _load(archive: zipfile.ZipFile) -> Snapshot:
     expected = {_HEADER, *_ARRAYS}
     if len(names) != len(by_name) or not expected <= set(names) <= expected | set(_OPTIONAL):
         raise Invalid("members missing or unknown")
-    if _KSMD.keys() & set(names) != (_KSMD.keys() if header["ksmd"] is not None else set()):
+    found = {name for name in names if name.startswith("ksmd.")} - {"ksmd.tree_pruned"}
+    if found != (_KSMD.keys() if header["ksmd"] is not None else set()):
         raise Invalid("only a part of ksmd's records")
 
     arrays = {

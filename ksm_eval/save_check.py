@@ -30,7 +30,7 @@ def check(snapshot: Snapshot) -> None:
     _check_meta(snapshot.meta)
     _lengths(snapshot)
     processes, vmas = snapshot.processes, snapshot.vmas
-    _demand((processes.pid > 0).all(), "a pid below 1")
+    _demand((processes.pid >= 0).all(), "a pid below 0")
     _check_vmas(vmas, len(processes), len(snapshot.mappings), snapshot.meta.page_size)
     _check_mappings(snapshot)
     _check_frames(snapshot.frames, snapshot.compounds)
@@ -41,6 +41,8 @@ def check(snapshot: Snapshot) -> None:
 def check_ksmd(state: KsmdState, processes: int, page_size: int) -> None:
     """Raise Invalid unless ksmd's records can be what ksmd itself left there."""
     for name, values in vars(state).items():
+        if values is None:
+            continue
         if name.startswith("item_"):
             _demand(len(values) == len(state.item_process), f"ksmd.{name} has another length")
         if name.startswith("node_"):
@@ -107,6 +109,13 @@ def _check_tree(state: KsmdState) -> None:
             black[parent][side] = left + 1 - red
         else:
             _demand(not red, "the stable tree is no red-black tree")
+    if state.tree_pruned is not None:
+        ago, first = state.tree_pruned, tree[:, 0]
+        _demand(len(ago) == len(tree), "ksmd.tree_pruned has another length")
+        is_chain = first == EMPTY
+        is_chain[first >= 0] = chain[first[first >= 0]] >= 0
+        _demand(((ago >= 0) == is_chain).all(), "ksmd.tree_pruned does not fit the chains")
+        _demand(((ago >= -1) & (ago < 1 << 62)).all(), "ksmd.tree_pruned out of range")
 
 
 def _demand(condition: object, problem: str) -> None:

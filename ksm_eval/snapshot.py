@@ -31,6 +31,10 @@ EMPTY = -1
 """In `KsmdState.tree`, instead of a stable node: a chain that has none any more."""
 
 
+SEQNR_MASK = 0xFF
+"""Which bits of a pass's number are in `KsmdState.item_seqnr`."""
+
+
 class MappingFlag(IntFlag):
     """One candidate mapping: bits of its PTE or PMD."""
 
@@ -82,7 +86,7 @@ class Processes:
     """One row per mm, in ksmd's scan order. P rows.
 
     Threads and CLONE_VM tasks share an mm: `pid` is the thread group id of the
-    first of them.
+    first of them, as the caller's pid namespace has it; 0 of one outside, not `selected`.
     """
 
     pid: I32
@@ -191,6 +195,7 @@ class KsmdState:
     full_scans: int
     cursor_process: int  # where ksmd is within a pass: row in Processes; -1: between two passes
     cursor_address: int
+    tree_pruned: I64 | None = None  # T: ms since each chain was pruned, -1: no chain; None: unknown
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 from ksm_eval.snapshot import U8, U32, U64, FrameFlag, has, mark
-from ksm_eval.target import READING, Progress, Target, Unreadable
+from ksm_eval.target import READING, WENT_AWAY, Progress, Target, Unreadable
 
 MAX_RUN = 1 << 20  # bytes a read: stays in the L2 cache and is not a fresh mmap each time
 MAX_GAP = 5  # pages not asked for that are worth reading to keep a run going
@@ -59,13 +60,25 @@ def sweep(
     """
     places = target.places(pfns)
     if places is pfns:
-        return _sweep(target, pfns, seed, progress, max_gap, max_run, checksums)
+        swept = _sweep(target, pfns, seed, progress, max_gap, max_run, checksums)
+        return _without(swept, ~target.still_mapped(pfns))
     order = np.argsort(places, kind="stable")
     swept = _sweep(target, places[order], seed, progress, max_gap, max_run, checksums)
     back = np.empty(len(order), np.int64)
     back[order] = np.arange(len(order))
     checksum = None if swept.checksum is None else swept.checksum[back]
     return Sweep(swept.hash[back], swept.flags[back], swept.unreadable, checksum)
+
+
+def _without(swept: Sweep, gone: NDArray[np.bool_]) -> Sweep:
+    """What was read of frames that are `gone` may be another process's."""
+    gone &= ~has(swept.flags, FrameFlag.UNREADABLE)
+    if not gone.any():
+        return swept
+    swept.flags[gone] = FrameFlag.UNREADABLE
+    swept.hash[gone] = 0
+    reasons = Counter(swept.unreadable) + Counter({WENT_AWAY: int(gone.sum())})
+    return replace(swept, unreadable=dict(reasons))
 
 
 def _sweep(

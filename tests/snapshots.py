@@ -192,6 +192,7 @@ def rules() -> st.SearchStrategy[Rules]:
         smart_scan=st.booleans(),
         reset_on_leave=st.booleans(),
         pmd_at_a_time=st.booleans(),
+        mlock_batch=st.integers(0, 5),
         anon_exclusive=st.booleans(),
     )
     return st.sampled_from([KERNEL_6_1, KERNEL_6_12, KERNEL_6_18, KERNEL_7_3]) | mixture

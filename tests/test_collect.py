@@ -50,6 +50,14 @@ def by_role(name: str) -> dict[str, list[int]]:
     return roles
 
 
+def test_who_has_merge_any(name: str) -> None:
+    """PR_SET_MEMORY_MERGE; before 6.4 the fixtures' processes use madvise()."""
+    asked = {p.pid for p in target(name).processes(Selection(all=True)) if p.merge_any}
+    prctl = "general_profit" in truth(name)["passes"][-1]["ksm"]
+    shares = by_role(name)["threads-vm"]  # the mm of threads
+    assert asked == (set(opted_in(name)).difference(shares) if prctl else set())
+
+
 def test_all_processes(name: str) -> None:
     """One entry an mm: threads-vm shares the mm of threads. init is in no truth list."""
     found = everything(name).processes
@@ -159,7 +167,7 @@ def test_mergeable_only(name: str) -> None:
     """Nothing of a process that never asked is mergeable already."""
     never = by_role(name)["never"][0]
     found = collect(target(name), Selection(pids=(never,)), mergeable_only=True)
-    assert set(found.vmas.reason) >= {"not madvised"}
+    assert set(found.vmas.reason) >= {"VM_MERGEABLE not set"}
     assert len(found.mappings) == 0
     assert len(collect(target(name), Selection(pids=(never,))).mappings) > 50
     asked = collect(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 from drgn import Program
 
 from ksm_eval.evaluate import open_target
 from ksm_eval.replay.rules import Rules
-from ksm_eval.target import features
+from ksm_eval.target import features, proc_rules
 from ksm_eval.target.release import is_6_11
 from tests.fixtures import target, vmcore
 
@@ -75,14 +76,54 @@ def test_checksum_first(
 def test_whether_fork_copies_the_counters(name: str, copied: bool) -> None:
     """ksm_fork() of 6.1.192 and 6.12.117, include/linux/ksm.h; it is inlined in different
     functions of these kernels."""
-    vm = target(name)
-    assert features._fork_copies_counters(vm._prog, not copied) is copied  # type: ignore[attr-defined]
+    prog = target(name)._prog  # type: ignore[attr-defined]
+    notes: list[str] = []
+    assert features._fork_copies_counters(prog, not copied, notes) is copied
     # Whatever would be taken for it without the machine code.
-    assert features._fork_copies_counters(vm._prog, copied) is copied  # type: ignore[attr-defined]
+    assert features._fork_copies_counters(prog, copied, notes) is copied
+    assert notes == []
 
 
-def test_whether_fork_copies_the_counters_without_the_kernels_text() -> None:
-    """It is not in this fixture: by the age of the kernel."""
+def test_whether_fork_copies_the_counters_without_the_kernels_text(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is not in this fixture: by the age of the kernel; a note where that leaves a doubt."""
     prog = target("x86_64-6.12-debian-cloud")._prog  # type: ignore[attr-defined]
-    for general_profit in (False, True):
-        assert features._fork_copies_counters(prog, general_profit) is not general_profit
+    has = features.has_symbol
+    for general_profit, range_walk, doubts in (
+        (False, False, 0),
+        (False, True, 0),
+        (True, False, 1),
+        (True, True, 0),
+    ):
+        monkeypatch.setattr(
+            features,
+            "has_symbol",
+            lambda prog, name, walk=range_walk: (
+                walk if name == "ksm_next_page_pmd_entry" else has(prog, name)
+            ),
+        )
+        notes: list[str] = []
+        copied = features._fork_copies_counters(prog, general_profit, notes)
+        assert copied is not general_profit
+        assert len(notes) == doubts
+
+
+@pytest.mark.parametrize(
+    ("general_profit", "range_walk", "doubts"),
+    [(False, False, 0), (False, True, 0), (True, False, 1), (True, True, 0)],
+)
+def test_whether_fork_copies_the_counters_through_proc(
+    general_profit: bool, range_walk: bool, doubts: int, tmp_path: Path
+) -> None:
+    class Kernel(proc_rules.Names):
+        def member(self, struct: str, member: str) -> bool:
+            return (struct, member) == ("mm_struct", "ksm_rmap_items")
+
+    if general_profit:
+        (tmp_path / "general_profit").write_text("0\n")
+    names = Kernel(None, frozenset(["ksm_next_page_pmd_entry"] if range_walk else []))
+    notes: list[str] = []
+    rules = proc_rules.detect_rules(names, notes, tmp_path, tmp_path)
+    assert rules.fork_copies_counters is not general_profit
+    assert len(notes) == doubts

@@ -43,11 +43,6 @@ def memory(pids: list[int]) -> dict[str, int]:
     return {"thp_split_page": vmstat("thp_split_page"), "pss": pss}
 
 
-def ksm_stat(pid: int) -> dict[str, int]:
-    words = [line.split() for line in Path(f"/proc/{pid}/ksm_stat").read_text().splitlines()]
-    return {name: int(text) for name, text in words if text.lstrip("-").isdecimal()}
-
-
 def smaps_ksm(pid: int) -> dict[int, int]:
     """Start of each VMA -> KSM: in pages."""
     found, start = {}, 0
@@ -81,7 +76,7 @@ def case(
                 "report": json.loads(out.read_text()),
                 "passes": passes,
                 "pids": pids,
-                "ksm_stat": {pid: ksm_stat(pid) for pid in pids},
+                "ksm_stat": {pid: host.ksm_stat(pid) for pid in pids},
                 "smaps": {pid: smaps_ksm(pid) for pid in pids},
                 "before": before,
                 "after": memory(pids),

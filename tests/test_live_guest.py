@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,10 +14,9 @@ from ksm_eval.cli import run
 from ksm_eval.errors import UsageError
 from ksm_eval.target import Selection, pid_ns
 from ksm_eval.target.program import open_core
+from ksm_eval.target.tasks import select_processes
 from tests.fixtures import TINY, opted_in, vmcore
 
-ROOT = Path(__file__).parent.parent
-MISSING = [t for t in ("qemu-system-x86_64", "musl-gcc", "apt-get") if not shutil.which(t)]
 SETTLED = (
     *("pages_shared", "pages_sharing", "pages_unshared", "pages_volatile"),
     *("stable_node_chains", "stable_node_dups", "ksm_zero_pages", "general_profit"),
@@ -30,20 +24,8 @@ SETTLED = (
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What scripts/harness/live.py saw; KSM_EVAL_WORK may name a folder that has the kernel."""
-    if MISSING:
-        pytest.skip(f"not installed: {' '.join(MISSING)}")
-    directory = tmp_path_factory.mktemp("live")
-    work = os.environ.get("KSM_EVAL_WORK", str(directory))
-    out = directory / "live.json"
-    command = [sys.executable, str(ROOT / "scripts/harness/live.py"), "--work", work]
-    done = subprocess.run([*command, "--json", str(out)], capture_output=True, text=True)
-    if done.stderr.startswith(("error: apt-get", "error: the archive")):
-        pytest.skip(f"no kernel: {done.stderr.strip()}")
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(out.read_text())
-    return found
+def seen(live: dict[str, Any]) -> dict[str, Any]:
+    return live
 
 
 def _settled(report: dict[str, Any]) -> dict[str, int]:
@@ -217,17 +199,29 @@ def test_no_qmp_socket(
         thread.join()
 
 
-def test_pids_as_the_caller_sees_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By each task's numbers: the saved kernel has the initial namespace only."""
+def test_pids_of_a_namespace() -> None:
+    """The saved kernel has the initial namespace only: from another nothing is to be seen."""
     prog = open_core(vmcore(TINY)).prog
-    namespace = prog["init_pid_ns"].ns.inum.value_()
-    assert namespace == pid_ns.INITIAL
-    monkeypatch.setattr(pid_ns, "INITIAL", 0)
-    wanted, notes = Selection(pids=tuple(opted_in(TINY))), list[str]()
-    assert pid_ns.translated(prog, wanted, notes, namespace) == wanted
-    assert len(notes) == 1
-    with pytest.raises(UsageError, match="does not exist in this pid namespace"):
-        pid_ns.translated(prog, wanted, notes, namespace + 1)
+    pids = tuple(opted_in(TINY))
+    initial = prog["init_pid_ns"].ns.inum.value_()
+    assert initial == pid_ns.INITIAL
+    found = select_processes(prog, Selection(pids=pids), [], namespace=initial)
+    assert {process.pid for process in found} <= set(pids)
+    assert len(found) > 5  # some share an mm
+    with pytest.raises(UsageError, match=f"pid {pids[0]} does not exist"):
+        select_processes(prog, Selection(pids=pids), [], namespace=initial - 1)
+    with pytest.raises(UsageError, match="no process is called"):
+        select_processes(prog, Selection(comms=("*",)), [], namespace=initial - 1)
+
+
+def test_its_own_process_is_left_out() -> None:
+    prog = open_core(vmcore(TINY)).prog
+    pids, notes = tuple(opted_in(TINY)), list[str]()
+    found = select_processes(prog, Selection(all=True), notes, own=pids[0])
+    assert pids[0] not in [process.pid for process in found]
+    assert notes == ["ksm-eval's own process is left out"]
+    named = Selection(pids=pids[:1])
+    assert len(select_processes(prog, named, [], own=pids[0])) == 1
 
 
 def test_no_kcore(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

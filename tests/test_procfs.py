@@ -55,6 +55,31 @@ def snapshot(frozen: list[int]) -> Snapshot:
     return found
 
 
+def test_what_exec_leaves_out(target: Target) -> None:
+    """A program that got PR_SET_MEMORY_MERGE over exec: the kernel did not mark its stack, and
+    to set it again would not."""
+    opt_in = Path(__file__).parent.parent / "scripts/harness/opt_in.py"
+    command = [sys.executable, "-S", "-E", str(opt_in), "root", "/bin/sleep", "1000"]
+    with subprocess.Popen(command) as sleep:
+        try:
+            host.wait_until_runs(sleep.pid, "sleep")
+            if not read_ksm_stat(sleep.pid).merge_any:
+                pytest.skip("this kernel does not keep PR_SET_MEMORY_MERGE over exec, or tell")
+            vmas = collect(target, Selection(pids=(sleep.pid,))).vmas
+            marked, start = set(), 0
+            for line in Path(f"/proc/{sleep.pid}/smaps").read_text().splitlines():
+                if not line[0].isupper():
+                    start = int(line.partition("-")[0], 16)
+                elif line.startswith("VmFlags:") and "mg" in line.split():
+                    marked.add(start)
+        finally:
+            sleep.kill()
+    assert len(marked) > 5
+    rows = list(zip(vmas.start.tolist(), vmas.name, vmas.reason, strict=True))
+    assert {start for start, _, reason in rows if not reason} == marked
+    assert [r for _, name, r in rows if name == "[stack]"] == ["VM_MERGEABLE not set"]
+
+
 def smaps_kb(pids: list[int], key: str) -> int:
     return sum(
         int(line.split()[1])
@@ -270,6 +295,7 @@ def test_without_permission(drop: str) -> None:
     assert os.waitstatus_to_exitcode(status) == 3, text
     message, hint = text.splitlines()
     assert "pagemap cannot be read" in message if drop == "uid" else "are hidden" in message
+    assert "CAP_SYS_ADMIN" in message
     assert "sudo ksm-eval" in hint
 
 
@@ -361,7 +387,7 @@ def test_smaps() -> None:
     ]
     assert (vmas[1].start, vmas[1].end) == (0x7F0000000000, 0x7F0000200000)
     only = parse_smaps(SMAPS, mergeable_only=True, dax_devices=dax)
-    assert [vma.reason for vma in only[:3]] == ["not madvised", "", "DAX"]
+    assert [vma.reason for vma in only[:3]] == ["VM_MERGEABLE not set", "", "DAX"]
     for broken in (SMAPS[:-12], SMAPS.replace("VmFlags: rd ex mr mw me\n", ""), "nonsense\n"):
         with pytest.raises(ValueError, match="smaps"):
             parse_smaps(broken, mergeable_only=False, dax_devices=dax)

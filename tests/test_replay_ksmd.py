@@ -241,6 +241,33 @@ def test_zero_subpages_stay_in_an_mlocked_vma() -> None:
     assert pages(simulate(builder.build(), Settings(), 3))[-1] == (1, 1, 1, 0)
 
 
+def test_zero_subpages_behind_an_mlocked_mapping_stay_too() -> None:
+    """Restoring the mapping in a VM_LOCKED VMA sets PG_mlocked, which spares all mappings that
+    are restored after it (remap_page(), mm/huge_memory.c); those before it are remapped."""
+
+    def settled(locked: int) -> tuple[int, ...]:
+        builder = Builder(rules=replace(KERNEL_6_12, mlock_batch=0))
+        alone, shared = builder.frame("X"), builder.thp(["X", ZERO])
+        builder.process(alone)
+        for number in range(3):
+            builder.process(*shared, vma_flags=LOCKED if number == locked else 0)
+        made = builder.build()
+        counters = predict(made, Settings(smart_scan=False)).counters
+        replayed = simulate(made, Settings(smart_scan=False), 4).passes[-1].counters
+        found = counters.pages_unshared, counters.pages_volatile, counters.ksm_rmap_items
+        assert found == (
+            replayed.pages_unshared, replayed.pages_volatile, replayed.ksm_rmap_items
+        )  # fmt: skip
+        assert (counters.pages_shared, counters.pages_sharing) == (1, 3)
+        return found
+
+    # X has four mappings, which merge; the zero subpage keeps those from the locked one on.
+    assert settled(locked=-1) == (0, 0, 4)
+    assert settled(locked=0) == (1, 2, 7)
+    assert settled(locked=1) == (1, 1, 6)
+    assert settled(locked=2) == (1, 0, 5)
+
+
 def test_zero_subpages_before_6_12_are_ordinary_pages() -> None:
     builder = Builder(rules=KERNEL_6_1)
     builder.process(builder.frame("X"), *builder.thp(["X", ZERO, ZERO]))

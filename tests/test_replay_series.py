@@ -229,7 +229,7 @@ def test_an_old_process_that_has_a_frame_again_inherits_nothing() -> None:
     ]
 
 
-def test_until_6_1_a_child_starts_with_its_parents_counters() -> None:
+def test_until_6_17_a_child_starts_with_its_parents_counters() -> None:
     first, after = family(KERNEL_6_1, 0), family(KERNEL_6_1, 1)
     results = simulate_series([first, first, after], CALM)
     assert results[-1].processes.ksm_rmap_items.tolist() == [4, 8]
@@ -266,6 +266,24 @@ def test_until_6_17_zero_pages_of_a_child_are_its_own_but_not_the_systems() -> N
     assert [result.counters.ksm_zero_pages for result in results] == [0, 1, 1, -1]
     own = [result.processes.ksm_zero_pages for result in results[1:]]
     assert [None if zero is None else zero.tolist() for zero in own] == [[1], [1, 1], [0, 0]]
+
+
+def test_zero_pages_written_before_a_fork_are_not_inherited() -> None:
+    """The write took the page from both counters; the child starts with its parent's 0. Until
+    6.17, as ksm_fork() adds nothing, and afterwards, as there is nothing to add."""
+    ksm = replace(CALM, use_zero_pages=True)
+    for copies in (True, False):
+        rules = replace(KERNEL_6_12, fork_copies_counters=copies)
+        first, after = family(rules, 0, [ZERO, "Y"]), family(rules, 1, [ZERO, "Y"])
+        hashes, pfn = after.frames.hash.copy(), after.frames.pfn.copy()
+        hashes[0] ^= np.uint64(1)
+        pfn[0] += np.uint64(4000)  # the copy, which both map
+        frames = replace(after.frames, hash=hashes, pfn=pfn, flags=np.zeros(2, np.uint8))
+        written = replace(after, frames=frames)
+        results = simulate_series([first, first, first, written, written], ksm)
+        assert [result.counters.ksm_zero_pages for result in results] == [0, 1, 1, 0, 0]
+        zero = [result.processes.ksm_zero_pages for result in results]
+        assert [None if z is None else z.tolist() for z in zero[2:]] == [[1], [0, 0], [0, 0]]
 
 
 def test_a_thp_at_other_addresses_is_a_new_one() -> None:

@@ -436,7 +436,7 @@ def test_other_versions(saved: Path, version: object) -> None:
         (put("vmas.start", np.array([5, 9, 1, 4]) * PAGE), "a VMA ends before it starts"),
         (put("vmas.start", np.array([1, 4, 1, 4]) * PAGE), "VMAs overlap"),
         (put("vmas.start", np.array([1, 9, 1, 4]) * PAGE + 1), "a VMA within a page"),
-        (put("processes.pid", [7, -9]), "a pid below 1"),
+        (put("processes.pid", [7, -9]), "a pid below 0"),
         # the header
         (put_header("meta", "page_size", value=0), "page size 0"),
         (put_header("meta", "page_size", value=5000), "page size 5000"),

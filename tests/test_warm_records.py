@@ -20,9 +20,10 @@ from ksm_eval.save import load, save
 from ksm_eval.save_check import Invalid, check_ksmd
 from ksm_eval.snapshot import EMPTY, FrameFlag, KsmdState, MappingFlag, Snapshot
 from ksm_eval.target import Selection
+from ksm_eval.target.jiffies import Jiffies, read_jiffies
 from ksm_eval.target.ksm_state import CHAIN, _Reader
-from tests.fixtures import WARM, opted_in, vmcore
-from tests.snapshots import KERNEL_6_12, LOCKED, Builder
+from tests.fixtures import NAMES, WARM, opted_in, target, vmcore
+from tests.snapshots import KERNEL_6_1, KERNEL_6_12, LOCKED, Builder
 
 CALM = Settings(smart_scan=False)
 RANK = {"X": 0, "Z": 1}
@@ -141,6 +142,101 @@ def test_a_chain_whose_dups_are_gone_is_read() -> None:
         assert (made.ksmd.tree[:, 0] == EMPTY).sum() == 1
         now = simulate_warm(made, made.meta.settings, 1)[0].counters
         assert now.stable_node_chains == before.chains
+
+
+def test_a_rank_that_is_not_known_takes_the_trees_shape() -> None:
+    """A KSM page that no process of the snapshot maps has no rank."""
+    made = empty_chain(RANK)
+    state = made.ksmd
+    assert state is not None
+    state = replace(
+        state,
+        node_pfn=np.append(state.node_pfn, np.uint64(77)),
+        node_hash=np.append(state.node_hash, np.uint64(123)),
+        node_length=np.append(state.node_length, np.int32(0)),
+        node_chain=np.append(state.node_chain, np.int32(-1)),
+        node_stale=np.append(state.node_stale, False),
+        tree=np.vstack([state.tree, [1, 0, 1, 1, 0]]),
+    )
+    check_ksmd(state, 1, 4096)
+    for ksmd, exact, chains in ((made.ksmd, True, 0), (state, False, 1)):
+        [_, result] = simulate_warm(replace(made, ksmd=ksmd), CALM, 1)
+        assert (result.exact, result.counters.stable_node_chains) == (exact, chains)
+
+
+def interrupted(ago: int | None, cursor: int = 0) -> Snapshot:
+    """ksmd is inside pass 3. The tree is a chain of one dup, X with one mapping, last
+    pruned `ago` ms ago; two more X, which are new to ksmd."""
+    builder = Builder(rules=KERNEL_6_1, rank=RANK)
+    merged = builder.frame("X", FrameFlag.KSM)
+    builder.process(merged, builder.frame("X"), builder.frame("X"))
+    made = at_work(builder, [merged], tree=[(0, -1, 0, 0, 0)], stale=0, cursor=cursor)
+    assert made.ksmd is not None
+    pruned = None if ago is None else np.array([ago], np.int64)
+    chain = np.zeros(1, np.int32)
+    return replace(made, ksmd=replace(made.ksmd, node_chain=chain, tree_pruned=pruned))
+
+
+@pytest.mark.parametrize(
+    ("ago", "chains", "exact"),
+    [
+        (0, [1, 1, 1], True),
+        (1979, [1, 1, 1], True),
+        (1980, [1, 1, 1], False),  # due within the 20 ms that the rest of the pass takes
+        (1999, [1, 1, 1], False),
+        (2000, [1, 0, 0], True),
+        (None, [1, 0, 0], False),  # taken as due
+    ],
+)
+def test_when_a_chain_was_pruned_last(
+    ago: int | None, chains: list[int], exact: bool, tmp_path: Path
+) -> None:
+    """A chain with one dup left collapses when it is pruned, until 6.10 only then. Here one search
+    passes it, in the rest of the pass."""
+    made = interrupted(ago)
+    save(made, tmp_path / "x")
+    results = simulate_warm(load(tmp_path / "x"), CALM, 2)
+    assert [result.counters.stable_node_chains for result in results] == chains
+    assert [result.exact for result in results[1:]] == [exact, True]
+    between = simulate_warm(interrupted(ago, cursor=-1), CALM, 1)
+    assert [(r.counters.stable_node_chains, r.exact) for r in between] == [(1, True), (0, True)]
+
+
+def test_prune_times_that_do_not_fit() -> None:
+    state = interrupted(5).ksmd
+    assert state is not None
+    for bad in ([-1], [5, 5], [-2]):
+        with pytest.raises(Invalid, match="tree_pruned"):
+            check_ksmd(replace(state, tree_pruned=np.array(bad, np.int64)), 1, 4096)
+
+
+@pytest.mark.parametrize(
+    ("stamp", "ago"),
+    [(1000, 0), (999, 4), (750, 1000), ((1 << 64) - 250, 5000), (1001, 0)],
+)
+def test_jiffies(stamp: int, ago: int) -> None:
+    assert Jiffies(now=1000, hz=250).milliseconds_since(stamp) == ago
+
+
+@pytest.mark.parametrize("name", [*NAMES, *WARM])
+def test_the_clock_of_ticks(name: str) -> None:
+    """All are built with HZ=250; jiffies start five minutes below 2^32, and the dumps were taken
+    within minutes."""
+    vm: Any = target(name)
+    clock = read_jiffies(vm._prog)
+    assert clock is not None
+    assert clock.hz == 250
+    assert 0 < clock.now - ((1 << 32) - 300 * 250) < 300 * 250
+
+
+@pytest.mark.parametrize("name", WARM)
+def test_when_the_chains_of_a_dump_were_pruned(name: str) -> None:
+    made = collect(target(name), Selection(pids=tuple(opted_in(name))))
+    assert made.ksmd is not None
+    assert made.ksmd.tree_pruned is not None
+    pruned = made.ksmd.tree_pruned
+    assert (pruned >= 0).sum() == made.meta.counters["stable_node_chains"]
+    assert pruned.max() < 60_000
 
 
 def mlocked(entries: int, other: bool = False) -> Snapshot:

@@ -132,10 +132,18 @@ def split_attempts(snapshot: Snapshot) -> I64:
 
 
 def remappable(snapshot: Snapshot, positions: I64) -> NDArray[np.bool_]:
-    """try_to_map_unused_to_zeropage() (mm/migrate.c, 6.12+) spares mlocked VMAs: those
-    of these mappings it does not spare."""
-    vma = np.searchsorted(snapshot.vmas.offset, positions, side="right") - 1
-    free: NDArray[np.bool_] = (snapshot.vmas.flags[vma] & VM_LOCKED) == 0
+    """Those of these mappings that try_to_map_unused_to_zeropage() (mm/migrate.c, 6.12+) does not
+    spare when their THP is split.
+
+    It spares mlocked VMAs. And pages with PG_mlocked, which a page gets back as soon as its
+    mapping in such a VMA has been restored (mlock_vma_folio(), mm/rmap.c): all mappings behind
+    that one, in fork order, keep their page, too.
+    """
+    frame = snapshot.mappings.frame
+    locked = np.flatnonzero(locked_mappings(snapshot))
+    first_locked = np.full(len(snapshot.frames), len(frame), np.int64)
+    first_locked[frame[locked[::-1]]] = locked[::-1]  # of equal rows the last one stays
+    free: NDArray[np.bool_] = positions < first_locked[frame[positions]]
     return free
 
 

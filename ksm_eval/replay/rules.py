@@ -47,8 +47,9 @@ class Rules:
     process_counters: bool = True
     """5.19+: mm_struct has ksm_merging_pages."""
     fork_copies_counters: bool = False
-    """6.1.y, and up to a repair in 6.17 and 6.12 stable: a forked child starts with its parent's
-    mm counters, and zero pages that it inherits are not added to the system's ksm_zero_pages."""
+    """6.1.y, and up to a repair in 6.17, 6.12 and 6.6 stable: a forked child starts with its
+    parent's mm counters, and zero pages that it inherits are not added to the system's
+    ksm_zero_pages."""
     reset_on_leave: bool = True
     """7.3+: an item that leaves the stable tree loses checksum, age and skips."""
     pmd_at_a_time: bool = False

@@ -36,6 +36,7 @@ from ksm_eval.replay.state import FREED, NEW, ORDINARY, PassResult
 from ksm_eval.snapshot import (
     I64,
     NO_COMPOUND,
+    U64,
     FrameFlag,
     MappingFlag,
     Snapshot,
@@ -52,7 +53,7 @@ OUTSIDE = -1
 def simulate_series(snapshots: Sequence[Snapshot], settings: Settings) -> list[PassResult]:
     """The counters after each sample's full scan; ksmd starts with the first one.
 
-    Samples are taken to be further apart than stable_node_chains_prune_millisecs. Raises
+    Samples are taken to be further apart than stable_node_chains_prune_millisecs (State). Raises
     TargetError if PROT_NONE pages block merging and a snapshot does not tell the order of
     the contents.
     """
@@ -106,7 +107,8 @@ class Series(Ksmd):
         address = vmas.start[vma] + mappings.page.astype(np.uint64) * size
         row = vmas.process[vma].astype(np.int64)
         bounds = np.searchsorted(row, np.arange(len(processes) + 1))
-        content = self._contents(snapshot)[mappings.frame]
+        contents = self._contents(snapshot)
+        content = contents[mappings.frame]
         pfn = snapshot.frames.pfn[mappings.frame]
         compound = snapshot.frames.compound[mappings.frame]
         raw = np.where(compound == NO_COMPOUND, -1, compound.astype(np.int64))
@@ -119,8 +121,6 @@ class Series(Ksmd):
         self.parents = parents
         for key, parent in parents.items():
             self.copied[key] = self.last[parent]
-            if self.rules.fork_copies_counters:
-                self.zero_inherited += self.last_zero.get(parent, 0)
         source = before.slot >= 0
         same_pfn = source & (before.pfn == pfn)
         same = source & (before.content == content) & (same_pfn | (content >= 0))
@@ -132,23 +132,48 @@ class Series(Ksmd):
         merged = own & ((frames == ZERO_PAGE) | (frames == REMAPPED) | (node >= 0))
         written = merged & source & (before.content >= 0) & (content >= 0) & ~same
         self.cow_breaks = int(written.sum())
+        if self.rules.fork_copies_counters:
+            lost = (frames == ZERO_PAGE) & ~same
+            self.zero_inherited += self._inherited_zero_pages(lost, address, pfn, bounds)
         keep = same & (same_pfn | (own & ((frames < 0) | (node >= 0))))
         dissolved = keep & (raw < 0) & (frames >= 0)
         for f in np.unique(frames[dissolved]).tolist():
             if self.compound[f] >= 0:  # the kernel split it itself
                 self.split[self.compound[f]] = 1
-        frames = self._fresh_frames(snapshot, frames, keep, sim_compound)
+        frames = self._fresh_frames(snapshot, frames, keep, sim_compound, contents)
         slot = self._slots(np.where(own, before.slot, -1), frames)
         self.row = np.full(len(self.frame), -1, np.int64)
         self.row[slot] = row
         now = Sample(address, slot, pfn, content, heads[raw], sim_compound)
         self._leave(now, bounds)
         self._flags(snapshot, slot)
-        self._map_counts(snapshot, now)
+        self._map_counts(snapshot, now, contents)
         self._find_stale()
         self._find_zero_subpages(snapshot, slot)
         if self.rules.pmd_at_a_time:
             self._find_pmds(snapshot, now, row)
+
+    def _inherited_zero_pages(
+        self, lost: NDArray[np.bool_], address: U64, pfn: U64, bounds: I64
+    ) -> int:
+        """What the parents of new processes had in mm->ksm_zero_pages when they forked. `lost`:
+        mappings that were the zero page and have been written: by the parent before the fork if
+        both have the page that was written."""
+        found = 0
+        for number, key in enumerate(self.keys):
+            parent = self.parents.get(key)
+            if parent is None:
+                continue
+            found += self.last_zero.get(parent, 0)
+            if parent in self.keys:
+                child = np.arange(bounds[number], bounds[number + 1])
+                child = child[lost[child]]
+                theirs = self.keys.index(parent)
+                old = slice(int(bounds[theirs]), int(bounds[theirs + 1]))
+                at, hit = find(address[old], address[child])
+                if hit.any():
+                    found -= int((hit & (pfn[old][at] == pfn[child])).sum())
+        return found
 
     def _contents(self, snapshot: Snapshot) -> I64:
         """Number of each frame's content, the same in all samples; -1: unreadable."""
@@ -182,7 +207,12 @@ class Series(Ksmd):
         return np.append(number, -1)[raw]
 
     def _fresh_frames(
-        self, snapshot: Snapshot, frames: I64, keep: NDArray[np.bool_], compound: I64
+        self,
+        snapshot: Snapshot,
+        frames: I64,
+        keep: NDArray[np.bool_],
+        compound: I64,
+        contents: I64,
     ) -> I64:
         """Frame of each mapping: those that are not kept get new ones, one a frame of the
         target, or join one that is kept and is not merged."""
@@ -197,7 +227,6 @@ class Series(Ksmd):
         missing[mapped[~keep]] = True
         rows = np.flatnonzero(missing & (of_row < 0))
         of_row[rows] = len(self.node) + np.arange(len(rows))
-        contents = self._contents(snapshot)
         compound_of = np.full(len(table), -1, np.int64)
         compound_of[mapped] = compound
         self.content += contents[rows].tolist()
@@ -283,9 +312,9 @@ class Series(Ksmd):
         compounds = np.array([*self.compound, -1], np.int64)[np.maximum(frames, -1)]
         self.locked_compounds = set(compounds[compounds >= 0].tolist())
 
-    def _map_counts(self, snapshot: Snapshot, now: Sample) -> None:
+    def _map_counts(self, snapshot: Snapshot, now: Sample, contents: I64) -> None:
         """Mappings of each frame; those of other processes as the target last showed them."""
-        table, contents = snapshot.frames, self._contents(snapshot)
+        table = snapshot.frames
         self.outside += [0] * (len(self.node) - len(self.outside))
         others = np.maximum(table.mapcount.astype(np.int64) - mappings_of(snapshot), 0)
         outside = np.array(self.outside, np.int64)
@@ -408,7 +437,8 @@ class Series(Ksmd):
                 ),
             )
         # Without ranks a chain is pruned only by searches of its own content.
-        exact = self.shape_unknown != self.passes and (self.has_order or not self.stable.chains)
+        in_trees = self.stable.trees is not None
+        exact = self.shape_unknown != self.passes and (in_trees or not self.stable.chains)
         found = replace(found, cow_breaks=self.cow_breaks, exact=exact)
         ours = found.processes
         pairs = zip(ours.ksm_rmap_items.tolist(), ours.ksm_merging_pages.tolist(), strict=True)

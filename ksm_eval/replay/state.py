@@ -51,7 +51,8 @@ class PassResult:
     cow_breaks: int = 0
     """Merged mappings that had been written since the scan before: each took a COW fault."""
     exact: bool = True
-    """False: depends on the order of the contents, which the snapshots do not tell."""
+    """False: depends on the order of the contents, or on when chains were pruned, which the
+    snapshots do not tell."""
 
 
 class State:
@@ -59,8 +60,12 @@ class State:
 
     `positions`: only these mappings (ascending), together with all others of their
     contents. `splits`: (position, compound page) of THPs that mappings left out would
-    split during the second pass. Passes are taken to be further apart than
-    stable_node_chains_prune_millisecs, as they are at any usual scan rate.
+    split during the second pass.
+
+    Passes are taken to be further apart than stable_node_chains_prune_millisecs: each prunes the
+    chains that its searches pass. How long passes take is not known. By pages_to_scan and
+    sleep_millisecs the defaults (100 pages, 20 ms, 2000 ms) get there with 10,000 pages to scan;
+    below that ksmd prunes a chain in some passes only, and chains and dups go a little later.
     """
 
     def __init__(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import pairwise
 
 import numpy as np
 
@@ -16,9 +14,7 @@ from ksm_eval.replay.samples import find
 from ksm_eval.replay.series import GONE, Series
 from ksm_eval.replay.stable import Chain
 from ksm_eval.replay.state import IDLE, ORDINARY, ORPHAN, STABLE, UNSTABLE, PassResult
-from ksm_eval.snapshot import EMPTY, I64, FrameFlag, KsmdState, Snapshot
-
-SEQNR_MASK = 0xFF
+from ksm_eval.snapshot import EMPTY, I64, SEQNR_MASK, FrameFlag, KsmdState, Snapshot
 
 
 @dataclass(frozen=True)
@@ -54,18 +50,13 @@ def verify(snapshot: Snapshot, settings: Settings, passes: int) -> list[Verified
 def simulate_warm(snapshot: Snapshot, settings: Settings, passes: int) -> list[PassResult]:
     """The counters now, and after each of `passes` more full scans of a memory that stands still.
 
-    A pass under way is finished first, as the first of them.
+    A pass under way is finished first, as the first of them: at once, so that it prunes the chains
+    that are due now. Where that is not known it is not exact, nor where some would become due in
+    the time that pages_to_scan and sleep_millisecs make of its rest.
     """
-    return simulate_warm_series([snapshot] + [snapshot] * passes, settings)
-
-
-def simulate_warm_series(snapshots: Sequence[Snapshot], settings: Settings) -> list[PassResult]:
-    """The counters at the first sample, then after the full scan of each further one."""
-    ksmd = Warm(snapshots[0], settings)
+    ksmd = Warm(snapshot, settings)
     results = [ksmd.result()]
-    for before, snapshot in pairwise(snapshots):
-        if snapshot is not before:
-            ksmd.advance(snapshot)
+    for _ in range(passes):
         ksmd.full_scan()
         results.append(ksmd.result())
     return results
@@ -79,8 +70,10 @@ class Warm(Series):
         if state is None:
             raise ValueError("the snapshot has no records of ksmd")
         super().__init__(snapshot, settings)
+        self.pages_to_scan, self.sleep_millisecs = settings.pages_to_scan, settings.sleep_millisecs
         self.resumed: list[int] | None = None  # the rest of the pass that is under way
         self.here = 0  # how many of them are of the process that ksmd is at
+        self.prune_unknown = 0  # the pass under way, if which chains it prunes is not known
         self.advance(snapshot)
         self._adopt_nodes(state)
         self._adopt_tree(state)
@@ -160,6 +153,7 @@ class Warm(Series):
         for row, chain in enumerate(chains):
             members.setdefault(chain, []).append(row)
         entries = []  # (content, rank) of each tree node
+        pruned = None if state.tree_pruned is None else state.tree_pruned.tolist()
         known = self.has_order and self.ranks_known
         for number, (first, *_) in enumerate(state.tree.tolist()):
             chain = first == EMPTY or chains[first] >= 0
@@ -175,7 +169,8 @@ class Warm(Series):
                 stable.content[row] = content
             if chain:
                 open_dups = sum(stable.length[row] < stable.cap for row in rows)
-                stable.tree[content] = Chain(deque(rows), open_dups, -stable.prune_millisecs)
+                ago = stable.prune_millisecs if pruned is None else pruned[number]
+                stable.tree[content] = Chain(deque(rows), open_dups, -ago)
                 stable.chains += 1
                 stable.dups += len(rows)
             else:
@@ -278,6 +273,7 @@ class Warm(Series):
         self._adopt_batches(state)
         now = state.item_unstable & (state.item_seqnr == state.full_scans & SEQNR_MASK)
         self.passes += 1
+        self._check_pruning(state.tree_pruned)
         # Items of the dead are freed next. A page that was written since is in the tree where
         # its old contents belong: hardly any search gets there.
         there = now & (state.item_process >= 0)
@@ -290,6 +286,14 @@ class Warm(Series):
             if self.frame[i] >= 0:
                 self.unstable.setdefault(self.content[self.frame[i]], i)
         self._grow_trees(inserted)
+
+    def _check_pruning(self, ago: I64 | None) -> None:
+        assert self.resumed is not None
+        due = self.stable.prune_millisecs
+        time = -(-len(self.resumed) // max(1, self.pages_to_scan)) * self.sleep_millisecs
+        known = ago is not None and not ((ago >= 0) & (ago < due) & (ago + time >= due)).any()
+        if self.stable.chains and not known:
+            self.prune_unknown = self.passes
 
     def _adopt_batches(self, state: KsmdState) -> None:
         """Pages that wait in per-CPU batches until the next pass begins."""
@@ -341,7 +345,7 @@ class Warm(Series):
     def result(self) -> PassResult:
         found = super().result()
         if self.resumed is None:
-            return found
+            return replace(found, exact=found.exact and self.prune_unknown != self.passes)
         return replace(
             found, counters=replace(found.counters, full_scans=self.passes - 1)
         )  # the pass under way does not count yet

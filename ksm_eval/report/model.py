@@ -70,7 +70,7 @@ class Pass:
 
     number: int  # from 1
     counters: Mapping[str, int]  # as System.counters, and pages_scanned, pages_skipped, full_scans
-    exact: bool  # False: depends on the order of the contents, which the snapshot does not tell
+    exact: bool  # False: depends on an order or a time that the snapshot does not tell
     cow_breaks: int = 0  # merged mappings written since the scan before, where samples show it
 
 

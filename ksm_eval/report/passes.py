@@ -33,8 +33,9 @@ def timeline(console: Console, passes: tuple[Pass, ...]) -> None:
     console.print(table)
     if not all(entry.exact for entry in passes):
         text = (
-            "~ depends on the order of page contents, which this snapshot does not tell: some "
-            "pages may be unshared instead of volatile, or merge a pass early."
+            "~ depends on the order of page contents, or on when chains were pruned, which this "
+            "snapshot does not tell: some pages may be unshared instead of volatile, or merge a "
+            "pass early; chains and dups may be a few off."
         )
         console.print(hanging("", text))
 

@@ -53,6 +53,9 @@ class Process:
     selected: bool = True  # False: not asked for, but ksmd works on it already
     ppid: int = 0  # of real_parent's thread group
     unreadable: str = ""  # why nothing more can be said of it; "" if it can
+    merge_any: bool = False
+    """Has PR_SET_MEMORY_MERGE. To set it again changes nothing: what has no VM_MERGEABLE now (the
+    stack, if it came over exec) will not get it."""
 
 
 @dataclass(frozen=True)
@@ -114,10 +117,13 @@ class KsmdRecords:
     full_scans: int
     cursor_row: int  # of the mm that ksmd is at, -1: between two passes
     cursor_address: int
-    slots: int
     # as in KsmdState
+    tree_pruned: I64 | None = None
     batch_pfn: U64 = field(default_factory=lambda: np.empty(0, np.uint64))
     batch_mlock: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
+
+
+WENT_AWAY = "went away while it was read"
 
 
 class Unreadable(Exception):
@@ -190,6 +196,10 @@ class Target(Protocol):
 
     def read_pages(self, place: int, count: int) -> bytes:
         """Contents of `count` consecutive places. Raises Unreadable if any cannot be read."""
+
+    def still_mapped(self, pfns: U64) -> NDArray[np.bool_]:
+        """Which of ascending PFNs are mapped where walk() found them, so that they cannot have
+        become another process's; all of them where the target stands still."""
 
     def close(self) -> None: ...
 

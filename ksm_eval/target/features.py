@@ -100,11 +100,11 @@ def _is_arm(prog: Program) -> bool:
     return prog.platform is not None and prog.platform.arch == Architecture.AARCH64
 
 
-def _fork_copies_counters(prog: Program, general_profit: bool) -> bool:
+def _fork_copies_counters(prog: Program, general_profit: bool, notes: list[str]) -> bool:
     """Does a child start with its parent's counters in mm_struct?
 
-    Until a repair of ksm_fork() in 6.18, 6.17 and 6.12 stable (commit 4d6fc29f3634), which sets
-    them to 0 before it calls __ksm_enter(). It is inlined, into dup_mmap() or what that is
+    Until a repair of ksm_fork() in 6.18, 6.17, 6.12 and 6.6 stable (commit 4d6fc29f3634), which
+    sets them to 0 before it calls __ksm_enter(). It is inlined, into dup_mmap() or what that is
     inlined into.
     """
     if not has_member(prog, "struct mm_struct", "ksm_rmap_items"):
@@ -121,6 +121,13 @@ def _fork_copies_counters(prog: Program, general_profit: bool) -> bool:
         if repaired is not None:
             return not repaired
     # Of the kernels that are in support those with a general_profit have the repair, 6.1 has not.
+    # The range walk of 6.18 and 6.12 stable is younger.
+    if general_profit and not has_symbol(prog, "ksm_next_page_pmd_entry"):
+        notes.append(
+            "the kernel's text cannot be read: assumed that it has the repair of the counters of "
+            "forked processes (6.4 to 6.16 and their early stable updates have not); matters only "
+            "for processes that were forked from one with merged pages"
+        )
     return not general_profit
 
 
@@ -178,7 +185,7 @@ def detect_rules(prog: Program, notes: list[str]) -> Rules:
         advisor=has_symbol(prog, "ksm_advisor") or _has_type(prog, "enum ksm_advisor_type"),
         general_profit=general_profit,
         process_counters=has_member(prog, "struct mm_struct", "ksm_merging_pages"),
-        fork_copies_counters=_fork_copies_counters(prog, general_profit),
+        fork_copies_counters=_fork_copies_counters(prog, general_profit, notes),
         reset_on_leave=has_member(prog, item, "linear_page_index"),
         pmd_at_a_time=_pmd_at_a_time(prog, notes),
         mlock_batch=_mlock_batch(prog),

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from ksm_eval.errors import TargetError
 from ksm_eval.replay.rules import Rules, Settings
-from ksm_eval.snapshot import U32, U64, FrameFlag, has
+from ksm_eval.snapshot import U32, U64, Entry, FrameFlag, has
 from ksm_eval.target import (
+    WENT_AWAY,
     FrameTable,
     Gone,
     KsmdRecords,
@@ -50,14 +51,17 @@ from ksm_eval.target.frames import (
 from ksm_eval.target.ksm_state import read_records
 from ksm_eval.target.lru_batches import batched_pages, waiting
 from ksm_eval.target.meter import Meter
-from ksm_eval.target.pid_ns import translated
+from ksm_eval.target.pid_ns import INITIAL, own_namespace, own_pid
 from ksm_eval.target.program import OpenedProgram
 from ksm_eval.target.records import Contradiction
+from ksm_eval.target.rewalk import Walks
 from ksm_eval.target.settings import read_counters, read_settings
 from ksm_eval.target.symbols import vmcoreinfo
-from ksm_eval.target.tasks import ATTEMPTS, Handle, select_processes
+from ksm_eval.target.tasks import Handle, select_processes
 from ksm_eval.target.thp_mappers import pte_behind
 from ksm_eval.target.vmas import list_vmas
+
+VMA_ATTEMPTS = 20  # of a process that maps and unmaps all the time
 
 
 class _PerArchitecture(NamedTuple):
@@ -124,7 +128,9 @@ class KernelTarget:
             notes=list(opened.notes),
         )
         self.meter = Meter()
-        # Of a live target, the frames that frames() was asked about and what was in them.
+        # Of a live target, what was walked; the frames that frames() was asked about, and what was
+        # in them.
+        self._walks = Walks(self.info.page_size)
         self._known: tuple[U64, U64] = (np.empty(0, np.uint64), np.empty((0, 3), np.uint64))
 
     def close(self) -> None:
@@ -148,20 +154,26 @@ class KernelTarget:
 
     @_while_there
     def processes(self, selection: Selection, *, with_registered: bool = False) -> list[Process]:
-        if self._opened.kind == "kernel":
-            selection = translated(self._prog, selection, self.info.notes)
+        self._walks = Walks(self.info.page_size)
+        here = self._opened.kind == "kernel"
         return select_processes(
-            self._prog, selection, self.info.notes, with_registered=with_registered
+            self._prog,
+            selection,
+            self.info.notes,
+            with_registered=with_registered,
+            namespace=own_namespace() if here else INITIAL,
+            own=own_pid() if here else 0,
         )
 
     @_while_there
     def vmas(self, process: Process, *, mergeable_only: bool) -> list[Vma]:
-        for attempt in range(ATTEMPTS if self._opened.live else 1):
+        attempts = VMA_ATTEMPTS if self._opened.live else 1
+        for attempt in range(attempts):
             try:
                 vmas = list_vmas(_mm(process), mergeable_only=mergeable_only)
             except (FaultError, ValueError) as error:
                 self._check_process(process)
-                if attempt == ATTEMPTS - 1 or not self._opened.live:
+                if attempt == attempts - 1:
                     raise Unreadable("its VMAs cannot be read") from error
             else:
                 self._check_process(process)
@@ -210,6 +222,12 @@ class KernelTarget:
 
     @_while_there
     def walk(self, process: Process, vmas: Sequence[Vma]) -> WalkedVmas:
+        walked = self._walk(process, vmas)
+        if self._opened.live:
+            self._walks.add(process, vmas, walked)
+        return walked
+
+    def _walk(self, process: Process, vmas: Sequence[Vma]) -> WalkedVmas:
         try:
             root = virt_to_phys(_mm(process).pgd).value_()
         except FaultError as error:
@@ -218,6 +236,12 @@ class KernelTarget:
         walked = page_table.walk(self._read_physical, root, vmas, self._layout)
         self._check_process(process)
         return walked
+
+    @_while_there
+    def still_mapped(self, pfns: U64) -> NDArray[np.bool_]:
+        if not self._opened.live:
+            return np.ones(len(pfns), np.bool_)
+        return self._walks.still_mapped(pfns, self._walk)
 
     @cached_property
     def _max_pfn(self) -> int:
@@ -238,6 +262,10 @@ class KernelTarget:
             self._max_pfn,
             batched_pages(self._prog),
         )
+        if self._opened.live:
+            gone = ~self.still_mapped(pfns)
+            table.entry[gone] = Entry.UNREADABLE
+            table.candidate[gone] = False
         anonymous = table.candidate
         self._opened.check_user_pages(
             pfns[anonymous],
@@ -296,6 +324,8 @@ class KernelTarget:
             data: bytes = self._prog.read(address, size, True)
         except FaultError as error:
             raise LookupError(error.message) from None
+        except (OverflowError, ValueError):  # an address that damage made
+            raise LookupError("no address") from None
         return data
 
     def _read_virtual(self, address: int, size: int) -> bytes:
@@ -304,6 +334,8 @@ class KernelTarget:
             data: bytes = self._prog.read(address, size)
         except FaultError as error:
             raise LookupError(error.message) from None
+        except (OverflowError, ValueError):
+            raise LookupError("no address") from None
         return data
 
     def places(self, pfns: U64) -> U64:
@@ -330,7 +362,7 @@ class KernelTarget:
         first, last = np.searchsorted(pfns, np.array([pfn, pfn + count], np.uint64)).tolist()
         now = identities(self._read_virtual, self._page_layout, pfns[first:last])
         if not np.array_equal(now, known[first:last]):
-            raise Unreadable("went away while it was read")
+            raise Unreadable(WENT_AWAY)
 
 
 def _handle(process: Process) -> Handle:

@@ -14,15 +14,16 @@ from contextlib import suppress
 import numpy as np
 from drgn import Object, Program
 
-from ksm_eval.snapshot import EMPTY, I32, I64, U8, U64
+from ksm_eval.snapshot import EMPTY, I32, I64, SEQNR_MASK, U8, U64
 from ksm_eval.target import KsmdRecords
+from ksm_eval.target.frames import MAPPING_KSM
+from ksm_eval.target.jiffies import read_jiffies
 from ksm_eval.target.records import Contradiction, Memory, record
 
-SEQNR_MASK, UNSTABLE_FLAG, STABLE_FLAG = 0xFF, 0x100, 0x200
+UNSTABLE_FLAG, STABLE_FLAG = 0x100, 0x200  # in rmap_item->address, above SEQNR_MASK
 CHAIN = -1024  # STABLE_NODE_CHAIN in rmap_hlist_len
 RB_BLACK = 1
 END = (1 << 64) - 1  # behind all addresses
-MAPPING_KSM = 3  # low bits of page->mapping
 
 
 def read_records(
@@ -110,7 +111,7 @@ class _Reader:
             full_scans=int(scan.seqnr.value_()),
             cursor_row=cursor[0],
             cursor_address=cursor[1],
-            slots=len(slots),
+            tree_pruned=self._pruned(),
         )
 
     def _slots(self) -> list[int]:
@@ -185,6 +186,7 @@ class _Reader:
         self.rows: dict[int, int] = {}
         self.chains = 0
         self.tree: list[tuple[int, int, int, int, int]] = []
+        self.stamps: list[int | None] = []  # of each tree node; None: no chain
         self.seen: set[int] = set()
         # BTF does not give the types of variables. Without NUMA the pointer never changes, and
         # the compiler leaves it out.
@@ -212,6 +214,16 @@ class _Reader:
                     if child:
                         todo.append((child, row, right))
 
+    def _pruned(self) -> I64 | None:
+        """Milliseconds since each chain of the tree was pruned; chain_prune_time is in jiffies, in
+        the place of kpfn."""
+        clock = read_jiffies(self.prog)
+        if clock is None:
+            return None
+        # A stamp of what still runs can be later than the time that was read: just now.
+        ago = [-1 if at is None else clock.milliseconds_since(at) for at in self.stamps]
+        return np.array(ago, np.int64)
+
     def _entry(self, address: int) -> int:
         """A tree node: the row of its first stable node; EMPTY of a chain without any.
 
@@ -223,7 +235,9 @@ class _Reader:
         self.seen.add(address)
         length = self._length(address)
         if length != CHAIN:
+            self.stamps.append(None)
             return self._add(address, -1)
+        self.stamps.append(self.memory.word(address + self.node.at["kpfn"]))
         first = len(self.address)
         dup = self.memory.word(address + self.node.at["hlist"])
         while dup:

@@ -23,6 +23,7 @@ from ksm_eval.target.program import (
     read_vmcoreinfo,
     with_debug_info,
 )
+from ksm_eval.target.rights import refused
 
 KCORE: Final = Path("/proc/kcore")
 _BTF: Final = Path("/sys/kernel/btf/vmlinux")
@@ -70,11 +71,7 @@ def _check_kcore() -> None:
                 "the kernel is locked down (confidentiality), which closes /proc/kcore",
                 "use --via proc",
             ) from None
-        raise TargetError(
-            f"cannot read /proc/kcore: {error.strerror}",
-            "run it as root: sudo ksm-eval …; in a container it needs CAP_SYS_RAWIO and the "
-            "host's user namespace",
-        ) from None
+        raise refused("kcore", f"/proc/kcore cannot be read ({error.strerror})") from None
     masked = not stat.S_ISREG(os.fstat(fd).st_mode)
     os.close(fd)
     if masked:

@@ -52,6 +52,8 @@ _BITS = {
     "mg": VM_MERGEABLE,
     "dp": VM_DROPPABLE,
 }
+SHOWN = sum(_BITS.values())
+"""Of vm_flags, what smaps shows."""
 _HEAD = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ (\S+) \d+ *(.*)$")
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 _GATE = "[vsyscall]"  # no VMA: smaps adds it

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ksm_eval.errors import TargetError
 from ksm_eval.snapshot import I64, U64
+from ksm_eval.target.rights import refused
 
 _PROC = Path("/proc")
 
@@ -48,10 +49,6 @@ _REGIONS = 8192
 
 def open_page_files(page_size: int) -> tuple[int, int]:
     """kpageflags and kpagecount; TargetError if these or page frame numbers are not for us."""
-    hint = (
-        "run it as root: sudo ksm-eval …; in a container it needs the host's pid and user "
-        "namespaces, CAP_SYS_ADMIN and CAP_SYS_PTRACE"
-    )
     opened: list[int] = []
     try:
         try:
@@ -66,15 +63,10 @@ def open_page_files(page_size: int) -> tuple[int, int]:
                 "the kernel must have CONFIG_PROC_PAGE_MONITOR; else evaluate a vmcore with -c",
             ) from error
         except OSError as error:
-            raise TargetError(
-                f"{error.filename or '/proc/self/pagemap'} cannot be read: {error.strerror}", hint
-            ) from error
+            name = error.filename or "/proc/self/pagemap"
+            raise refused("proc", f"{name} cannot be read ({error.strerror})") from error
         if not entry & PM_PFN:
-            raise TargetError(
-                "page frame numbers are hidden (no CAP_SYS_ADMIN): which pages are shared since "
-                "fork cannot be told",
-                hint,
-            )
+            raise refused("proc", "page frame numbers are hidden")
     except BaseException:
         for fd in opened:
             os.close(fd)

@@ -125,6 +125,13 @@ def detect_rules(names: Names, notes: list[str], sysfs: Path = KSM, thp: Path = 
     item = "ksm_rmap_item" if names.has_type("ksm_rmap_item") else "rmap_item"
     general_profit = (sysfs / "general_profit").exists()  # 6.4+
     _doubt_pmd(names, notes)
+    copies = names.member("mm_struct", "ksm_rmap_items")
+    if copies and general_profit and not names.symbol("ksm_next_page_pmd_entry"):
+        notes.append(
+            "kernel text cannot be read through /proc: assumed that a forked process starts with "
+            "counters of 0 (6.4 to 6.16 and their early stable updates copy its parent's); matters "
+            "only for processes that were forked from one with merged pages"
+        )
     return Rules(
         checksum_first=folio_walk or is_6_11(os.uname().release),
         zero_remap_at_split=(thp / "shrink_underused").exists(),  # shows split_underused_thp
@@ -136,7 +143,7 @@ def detect_rules(names: Names, notes: list[str], sysfs: Path = KSM, thp: Path = 
         advisor=(sysfs / "advisor_mode").exists(),
         general_profit=general_profit,
         process_counters=Path("/proc/self/ksm_merging_pages").exists(),
-        fork_copies_counters=names.member("mm_struct", "ksm_rmap_items") and not general_profit,
+        fork_copies_counters=copies and not general_profit,
         reset_on_leave=names.member(item, "linear_page_index"),
         pmd_at_a_time=False,
         mlock_batch=_mlock_batch(names),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ksm_eval.errors import TargetError, UsageError
 from ksm_eval.target import Process, Selection
+from ksm_eval.target.rights import NO_PTRACE, hint
 from ksm_eval.target.selecting import select
 
 PROC = Path("/proc")
@@ -150,13 +151,14 @@ class KsmStat:
 
     observed: dict[str, int] = field(default_factory=dict)
     registered: bool = False
+    merge_any: bool = False
 
 
 def read_ksm_stat(pid: int) -> KsmStat:
     """Raises OSError (PermissionError) if they may not be read."""
     directory = PROC / str(pid)
     observed: dict[str, int] = {}
-    yes = False
+    yes = any_ = False
     try:
         for line in (directory / "ksm_stat").read_text().split("\n"):
             name, _, value = line.partition(" ")
@@ -164,6 +166,7 @@ def read_ksm_stat(pid: int) -> KsmStat:
                 observed[name] = int(value)
             else:  # ksm_merge_any: yes, ksm_mergeable: yes (6.14+, commit bf4b87e8)
                 yes |= value.strip() == "yes"
+                any_ |= (name, value.strip()) == ("ksm_merge_any:", "yes")
         if "ksm_merging_pages" not in observed:
             text = (directory / "ksm_merging_pages").read_text()
             if text:  # empty: no mm
@@ -175,6 +178,7 @@ def read_ksm_stat(pid: int) -> KsmStat:
     return KsmStat(
         {name: observed[name] for name in kept if name in observed},
         yes or observed.get("ksm_rmap_items", 0) > 0,
+        any_,
     )
 
 
@@ -226,8 +230,9 @@ def _one_per_mm(groups: Iterable[ProcGroup], notes: list[str]) -> list[list[Proc
 def select_processes(
     selection: Selection, notes: list[str], *, with_registered: bool = False
 ) -> list[Process]:
-    """The selected mms by start time, the order in which ksmd would come to know them; with
-    those that ksmd scans already if `with_registered`.
+    """The selected mms by start time, the order in which ksmd would come to know them, behind
+    those that it knows already, where /proc tells which; with all that it scans already if
+    `with_registered`.
 
     `handle` is a ProcGroup. Raises UsageError for a selection that names nothing.
     """
@@ -236,7 +241,7 @@ def select_processes(
     chosen = select(groups, selection, cgroup_path)
     for tgid in named:
         groups[tgid].explicit = True
-    own = os.getpid()
+    own = int((PROC / "self").readlink().name)  # getpid() is of the caller's pid namespace
     if own in chosen and own not in named:
         chosen.remove(own)
         notes.append("ksm-eval's own process is left out")
@@ -249,7 +254,7 @@ def select_processes(
         eldest = min(mm, key=lambda group: (group.stat.start_time, group.tgid))
         eldest.explicit = any(group.explicit for group in mm)
         processes.append(_process(eldest, any(group.tgid in wanted for group in mm)))
-    processes.sort(key=lambda process: (process.start_time, process.pid))
+    processes.sort(key=lambda one: (not one.registered, one.start_time, one.pid))
     if any(process.registered for process in processes):
         notes.append(
             "ksmd's list of processes cannot be read through /proc: scan order is taken to be by "
@@ -279,7 +284,7 @@ def _registered(groups: Mapping[int, ProcGroup], without: set[int]) -> set[int]:
             except PermissionError as error:
                 raise TargetError(
                     f"/proc/{tgid}/ksm_stat may not be read, and ksmd runs on this host",
-                    "run ksm-eval as root, with CAP_SYS_PTRACE",
+                    hint(),
                 ) from error
             except OSError:
                 continue  # ended
@@ -293,7 +298,7 @@ def _process(group: ProcGroup, selected: bool) -> Process:
     except OSError as error:
         ksm = KsmStat()
         if isinstance(error, PermissionError):
-            unreadable = "no permission to read it (CAP_SYS_PTRACE)"
+            unreadable = NO_PTRACE
     uid = _status(group.tgid, "Uid")
     return Process(
         pid=group.tgid,
@@ -307,4 +312,5 @@ def _process(group: ProcGroup, selected: bool) -> Process:
         selected=selected,
         ppid=group.parent,
         unreadable=unreadable,
+        merge_any=ksm.merge_any,
     )

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from ksm_eval.replay.rules import Rules, Settings
 from ksm_eval.snapshot import I64, U8, U16, U32, U64, Entry, FrameFlag, MappingFlag, mark
 from ksm_eval.target import (
+    WENT_AWAY,
     FrameTable,
     Gone,
     KsmdRecords,
@@ -45,6 +46,7 @@ from ksm_eval.target.proc_rules import (
     swap_types,
 )
 from ksm_eval.target.proc_tasks import PROC, ProcGroup, select_processes
+from ksm_eval.target.rights import NO_PTRACE
 
 RowOf: TypeAlias = Callable[[U64], I64]
 
@@ -71,8 +73,8 @@ class ProcTarget:
     def __init__(self) -> None:
         self._page_size = os.sysconf("SC_PAGE_SIZE")
         notes: list[str] = []
-        self._names, source = read_names(notes)
         self._kpageflags, self._kpagecount = proc_pages.open_page_files(self._page_size)
+        self._names, source = read_names(notes)
         self._ksm_flag_works = proc_pages.ksm_flag_works(self._kpageflags, self._page_size)
         self._rules = detect_rules(self._names, notes)
         self._sysfs: Sysfs = read_sysfs(self._rules)
@@ -108,11 +110,14 @@ class ProcTarget:
         )
         _allow_open_files()
 
-    def close(self) -> None:
+    def _close_processes(self) -> None:
         for opened in self._opened:
             os.close(opened.mem)
             os.close(opened.pagemap)
         self._opened = []
+
+    def close(self) -> None:
+        self._close_processes()
         for fd in (self._kpageflags, self._kpagecount):
             if fd >= 0:
                 os.close(fd)
@@ -128,6 +133,7 @@ class ProcTarget:
         return dict(self._sysfs.counters)
 
     def processes(self, selection: Selection, *, with_registered: bool = False) -> list[Process]:
+        self._close_processes()
         return select_processes(selection, self.info.notes, with_registered=with_registered)
 
     @cached_property
@@ -310,6 +316,10 @@ class ProcTarget:
         """Of frames() before: process and page number, in one number."""
         return self._places[np.searchsorted(self._pfns, pfns)]
 
+    def still_mapped(self, pfns: U64) -> NDArray[np.bool_]:
+        # read_pages() reads from the process itself: from no other, whatever happens.
+        return np.ones(len(pfns), np.bool_)
+
     def read_pages(self, place: int, count: int) -> bytes:
         opened = self._opened[place >> PAGE_BITS]
         page = place & PAGE_MASK
@@ -323,12 +333,12 @@ class ProcTarget:
             wanted = expected | np.uint64(proc_pages.PM_PRESENT)
             mask = np.uint64(proc_pages.PM_PRESENT | proc_pages.PM_PFN)
             if not np.array_equal(now & mask, wanted):  # also where the process has ended
-                raise Unreadable("went away while it was read")
+                raise Unreadable(WENT_AWAY)
             data = os.pread(opened.mem, size, page * self._page_size)
         except OSError as error:
             raise Unreadable(f"read error ({error.strerror})") from error
         if len(data) < size:
-            raise Unreadable("went away while it was read")
+            raise Unreadable(WENT_AWAY)
         return data
 
 
@@ -356,7 +366,7 @@ def _ended(group: ProcGroup, error: OSError | None = None) -> Unreadable:
     """Why a process cannot be read (any more)."""
     if error is not None and group.still_there():
         if isinstance(error, PermissionError):
-            return Unreadable("no permission to read it (CAP_SYS_PTRACE)")
+            return Unreadable(NO_PTRACE)
         return Unreadable(f"it cannot be read: {error.strerror}")
     reason = "it ended, or started another program, while it was read"
     return Unreadable(reason) if group.explicit else Gone(reason)

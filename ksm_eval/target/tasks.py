@@ -13,6 +13,7 @@ from drgn.helpers.linux.pid import for_each_task
 
 from ksm_eval.errors import TargetError, UsageError
 from ksm_eval.target import Process, Selection
+from ksm_eval.target.pid_ns import INITIAL, number, tgid_number
 from ksm_eval.target.selecting import select
 
 INVALID_UID = 0xFFFFFFFF  # include/linux/uidgid.h: for a process whose credentials are not there
@@ -50,7 +51,8 @@ def _start_time(task: Object) -> int:
 
 @dataclass
 class _Group:
-    """A thread group: its tasks' pids, and the first mm found among them."""
+    """A thread group: its tasks' pids, and the first mm found among them. Pids are those that
+    the caller sees, below 0 of what is outside of his pid namespace."""
 
     tgid: int
     leader: Object
@@ -72,34 +74,42 @@ class _Group:
         return self.mm is not None
 
 
-def _list_groups(prog: Program) -> dict[int, _Group]:
+def _list_groups(prog: Program, namespace: int) -> dict[int, _Group]:
     groups: dict[int, _Group] = {}
     for task in for_each_task(prog):
-        tgid = task.tgid.value_()
-        pid = task.pid.value_()
-        group = groups.get(tgid)
-        if group is None:
-            parent = task.real_parent.tgid.value_()
-            groups[tgid] = group = _Group(tgid, task, [], None, task, parent)
-        group.pids.append(pid)
-        if pid == tgid:
-            group.leader = task
-        kernel_thread = task.flags.value_() & PF_KTHREAD
-        if group.mm is None and not kernel_thread:
-            mm = task.mm.read_()
-            if mm.value_():
-                group.mm, group.owner = mm, task
+        try:
+            _add_task(groups, task, namespace)
+        except FaultError:
+            if not prog.flags & ProgramFlags.IS_LIVE:
+                raise  # else it went away while it was looked at
     return groups
 
 
-def _groups(prog: Program) -> dict[int, _Group]:
+def _add_task(groups: dict[int, _Group], task: Object, namespace: int) -> None:
+    tgid = tgid_number(task, namespace)
+    pid = number(task, namespace)
+    group = groups.get(tgid)
+    if group is None:
+        parent = max(0, tgid_number(task.real_parent, namespace))
+        groups[tgid] = group = _Group(tgid, task, [], None, task, parent)
+    group.pids.append(pid)
+    if pid == tgid:
+        group.leader = task
+    kernel_thread = task.flags.value_() & PF_KTHREAD
+    if group.mm is None and not kernel_thread:
+        mm = task.mm.read_()
+        if mm.value_():
+            group.mm, group.owner = mm, task
+
+
+def _groups(prog: Program, namespace: int) -> dict[int, _Group]:
     """All thread groups by tgid. A zombie leader's live threads still count."""
     live = bool(prog.flags & ProgramFlags.IS_LIVE)
     for _ in range(ATTEMPTS - 1 if live else 0):
         with suppress(FaultError):  # a task went away while the list was read
-            return _list_groups(prog)
+            return _list_groups(prog, namespace)
     try:
-        return _list_groups(prog)
+        return _list_groups(prog, namespace)
     except LookupError as error:
         raise TargetError(
             f"the target's symbols or types cannot be used: {error}",
@@ -169,6 +179,19 @@ def _observed(mm: Object) -> dict[str, int]:
     return found
 
 
+def _merge_any(mm: Object) -> bool:
+    """MMF_VM_MERGE_ANY, 6.4+. Its number is a macro: 29, and 30 from 6.7 on, where 29 is
+    MMF_HAS_MDWE_NO_INHERIT, which is never without 28, MMF_HAS_MDWE."""
+    flags = mm.flags
+    try:
+        bits = flags.value_()
+        if not isinstance(bits, int):  # mm_flags_t, 6.18+
+            bits = flags.member_("__mm_flags")[0].value_()
+    except (LookupError, TypeError):
+        return False
+    return bool(bits & 1 << 30) or (bits >> 28 & 3) == 2
+
+
 def _process(
     group: _Group,
     cgroup: Callable[[Object], str],
@@ -182,13 +205,13 @@ def _process(
         uid = leader.real_cred.uid.val.value_()
     except FaultError:
         uid = INVALID_UID
-    observed, unreadable = dict[str, int](), ""
+    observed, merge_any, unreadable = dict[str, int](), False, ""
     try:
-        observed = _observed(group.mm)
+        observed, merge_any = _observed(group.mm), _merge_any(group.mm)
     except FaultError:
         unreadable = "its mm cannot be read"
     return Process(
-        pid=group.tgid,
+        pid=max(0, group.tgid),
         comm=group.comm,
         cgroup=cgroup(leader),
         uid=uid,
@@ -199,23 +222,37 @@ def _process(
         selected=selected,
         ppid=group.parent,
         unreadable=unreadable,
+        merge_any=merge_any,
     )
 
 
 def select_processes(
-    prog: Program, selection: Selection, notes: list[str], *, with_registered: bool = False
+    prog: Program,
+    selection: Selection,
+    notes: list[str],
+    *,
+    with_registered: bool = False,
+    namespace: int = INITIAL,
+    own: int = 0,
 ) -> list[Process]:
     """The selected mms in ksmd's scan order, one entry each; with those that ksmd scans
     already if `with_registered`.
+
+    Pids are those of the pid namespace `namespace`, and only what is in it can be selected:
+    the pid of others that ksmd scans is 0. `own` is left out unless it is asked for by pid.
 
     The order is that of ksm_mm_head for mms ksmd knows; the others follow by start
     time, as if they registered in that order (__ksm_enter, mm/ksm.c). Doubts go to `notes`.
     Raises UsageError for a selection that names nothing, TargetError for an unreadable list.
     """
-    groups = _groups(prog)
+    groups = _groups(prog, namespace)
     cgroup = _cgroup_paths(prog)
     pids = set(selection.pids)
-    chosen = select(groups, selection, lambda tgid: cgroup(groups[tgid].leader))
+    seen = {tgid: group for tgid, group in groups.items() if tgid >= 0}
+    chosen = select(seen, selection, lambda tgid: cgroup(groups[tgid].leader))
+    if own in chosen and pids.isdisjoint(groups[own].pids):
+        chosen.remove(own)
+        notes.append("ksm-eval's own process is left out")
     rank = {mm: position for position, mm in enumerate(_registered_mms(prog, notes))}
     wanted = {mm.value_() for tgid in chosen if (mm := groups[tgid].mm) is not None}
     if not wanted:

@@ -22,7 +22,6 @@ from ksm_eval.target.page_table import Layout, ReadTables, walk
 from ksm_eval.target.records import Contradiction, Memory, record
 
 MAPPING_BITS = 3  # low bits of folio->mapping
-LIMIT = 1 << 20  # VMAs of one anon_vma; above it the tree has a loop
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class _Place:
 def pte_behind(
     prog: Program, read: ReadTables, layout: Layout, page_struct: int, heads: U64, pages: U32
 ) -> NDArray[np.bool_]:
-    """Of each THP: does a VMA that maps it by PTEs follow the last one that has a PMD?
+    """Of each THP that some VMA maps by a PMD: does one that maps it by PTEs follow the last such?
 
     `page_struct`: address of the struct page of frame 0. Raises LookupError if types are not
     known, Contradiction or FaultError if the memory makes no sense.
@@ -45,8 +44,8 @@ def pte_behind(
     reader = _Reader(prog, 1 << layout.paging.page_shift, page_struct)
     found = np.zeros(len(heads), np.bool_)
     for row, (head, count) in enumerate(zip(heads.tolist(), pages.tolist(), strict=True)):
-        by_pmd = [kind for _, kind in reader.mappers(read, layout, head, count)]
-        found[row] = any(by_pmd) and not by_pmd[-1]
+        _, by_pmd = next(reader.mappers(read, layout, head, count), (0, True))
+        found[row] = not by_pmd
     return found
 
 
@@ -65,11 +64,11 @@ class _Reader:
         self.folio, self.size = folio.at, int(prog.type("struct page").size or 64)
 
     def places(self, head: int, pages: int) -> Iterator[_Place]:
-        """Where a THP may be mapped, in the order of the walk."""
+        """Where a THP may be mapped, the last one of the walk first."""
         folio, word = self.page_struct + head * self.size, self.memory.word
         anon_vma = word(folio + self.folio["mapping"]) & ~MAPPING_BITS
         index, size = word(folio + self.folio["index"]), self.page_size
-        for chain in self._in_order(word(anon_vma + self.tree)):
+        for chain in self._in_reverse(word(anon_vma + self.tree)):
             vma = word(chain + self.chain["vma"])
             mm, start, end, pgoff = (word(vma + at) for at in self.vma.values())
             first = start + (index - pgoff) * size
@@ -80,7 +79,7 @@ class _Reader:
     def mappers(
         self, read: ReadTables, layout: Layout, head: int, pages: int
     ) -> Iterator[tuple[int, bool]]:
-        """(mm, maps it by a PMD) of each VMA that maps any of a THP, in the order of the walk."""
+        """(mm, maps it by a PMD) of each VMA that maps any of a THP, the last of the walk first."""
         for place in self.places(head, pages):
             root = virt_to_phys(Object(self.prog, "struct mm_struct *", place.mm).pgd).value_()
             entries = walk(read, root, [Vma(place.start, place.end, 0, "", "")], layout)
@@ -88,19 +87,17 @@ class _Reader:
             if inside.any():
                 yield place.mm, bool(has(entries.flags[inside], MappingFlag.HUGE).any())
 
-    def _in_order(self, root: int) -> Iterator[int]:
-        """anon_vma_chains of a tree."""
+    def _in_reverse(self, root: int) -> Iterator[int]:
+        """anon_vma_chains of a tree, from the right."""
         above: list[int] = []
-        at, seen = root, 0
+        at, seen = root, set[int]()
         while at or above:
             while at:
-                above.append(at)
-                at = self.memory.word(at + self.rb["rb_left"])
-                if len(above) > 128:
+                if at in seen:
                     raise Contradiction("an anon_vma's tree has a loop")
+                seen.add(at)
+                above.append(at)
+                at = self.memory.word(at + self.rb["rb_right"])
             at = above.pop()
-            seen += 1
-            if seen > LIMIT:
-                raise Contradiction("an anon_vma's tree has a loop")
             yield at - self.chain["rb"]
-            at = self.memory.word(at + self.rb["rb_right"])
+            at = self.memory.word(at + self.rb["rb_left"])

@@ -14,8 +14,8 @@ VM_MIXEDMAP = 0x10000000
 VM_MERGEABLE = 0x80000000
 VM_DROPPABLE = 1 << 40  # 6.11+, commit 9651fcedf7b9; the bit was free before
 
-NOT_MERGEABLE = "not madvised"
-"""Reason under --mergeable-only: could be mergeable, but VM_MERGEABLE is not set."""
+NOT_MERGEABLE = "VM_MERGEABLE not set"
+"""Could be mergeable; the reason under --mergeable-only, and where PR_SET_MEMORY_MERGE is set."""
 
 # The most telling first: a hugetlb VMA is VM_DONTEXPAND and often VM_SHARED too.
 _EXCLUDED = (

@@ -80,6 +80,22 @@ void fill_nearly_equal(char *start, int pages, uint64_t base, uint64_t first)
 	}
 }
 
+void fill_half_random(char *start, int pages, uint64_t first)
+{
+	for (int i = 0; i < pages; i++) {
+		volatile uint64_t *word = (volatile uint64_t *)(start + i * PAGE);
+		uint64_t content = first + i, x = (content + 1) * 0x9e3779b97f4a7c15ULL;
+
+		for (int j = 0; j < PAGE / 8; j += 2) {
+			x ^= x << 13;
+			x ^= x >> 7;
+			x ^= x << 17;
+			word[j] = x;
+			word[j + 1] = content;
+		}
+	}
+}
+
 void write_zeros(char *start, int pages)
 {
 	for (int i = 0; i < pages; i++)

@@ -30,6 +30,8 @@ void fill_all(char *start, int pages, uint64_t content);
 void fill_each(char *start, int pages, uint64_t first);
 /* Pages of the content `base` that differ in their last eight bytes only. */
 void fill_nearly_equal(char *start, int pages, uint64_t base, uint64_t first);
+/* Pages of first, first + 1 … of which only a half compresses, as with many real ones. */
+void fill_half_random(char *start, int pages, uint64_t first);
 void write_zeros(char *start, int pages);
 void read_only_touch(const char *start, int pages);
 

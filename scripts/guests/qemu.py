@@ -69,6 +69,7 @@ class Guest:
     arguments: list[str] = field(default_factory=list)  # for the kernel and init
     platform: Platform = X86_64
     disk: Path | None = None  # a raw image, which stays as it is
+    cpus: int = 1
 
 
 class Console:
@@ -92,7 +93,7 @@ class Console:
             self.ended = True
             self.changed.notify_all()
 
-    def wait_for(self, *wanted: str) -> str:
+    def wait_for(self, *wanted: str, timeout: float = TIMEOUT) -> str:
         """The first of these lines that comes; GuestError for @error, an end or a timeout."""
 
         def found() -> str | None:
@@ -111,7 +112,7 @@ class Console:
                 line = found()
                 return line is not None
 
-            self.changed.wait_for(settled, TIMEOUT)
+            self.changed.wait_for(settled, timeout)
             if line not in wanted:
                 tail = "\n".join(self.lines[-15:])
                 raise GuestError(f"the guest did not say {' or '.join(wanted)}; it said:\n{tail}")
@@ -168,10 +169,10 @@ def _command(guest: Guest, initrd: Path, sockets: list[Path], state: Path | None
         "numa_balancing=disable",
         *guest.arguments,
     ]
-    command = [guest.platform.qemu, "-accel", "tcg", *guest.platform.options, "-smp", "1"]
-    command += ["-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio"]
+    command = [guest.platform.qemu, "-accel", "tcg", *guest.platform.options]
+    command += ["-smp", str(guest.cpus), "-nodefaults", "-no-reboot", "-display", "none"]
     # Else QEMU offers the guest's memory to the host's ksmd, which other tests use.
-    command += ["-machine", "mem-merge=off", "-device", "vmcoreinfo"]
+    command += ["-serial", "stdio", "-machine", "mem-merge=off", "-device", "vmcoreinfo"]
     for path in sockets:
         command += ["-qmp", f"unix:{path},server=on,wait=off"]
     command += ["-m", str(sum(guest.memory)), "-kernel", os.fspath(guest.kernel)]

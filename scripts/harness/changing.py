@@ -53,6 +53,25 @@ def _refork(script: Script) -> None:
         step(script)
 
 
+def _zero_fork(script: Script) -> None:
+    """KSM zero pages of a process that writes some, forks, and writes again, as its child does."""
+    script.knob("use_zero_pages", 1)
+    process = script.start(0)
+    script.map(process, 0, 60)
+    script.zero(process, 0, 0, 40)
+    script.each(process, 0, 40, 20, PRELOAD)
+    script.opt_in(process)
+    for number in range(STEPS):
+        if number == 4:
+            script.each(process, 0, 0, 5, UNIQUE)
+            script.fork(process, 1)
+            script.opt_in(1)
+        if number == 6:
+            script.each(process, 0, 5, 5, UNIQUE + 10)
+            script.each(1, 0, 10, 5, UNIQUE + 20)
+        step(script)
+
+
 def _rewrite(script: Script) -> None:
     _start(script)
     for number in range(STEPS):
@@ -126,6 +145,7 @@ def _same_content(script: Script) -> None:
 
 CHANGING = [
     Workload("refork", "fork after pages were merged", _refork),
+    Workload("zero-fork", "zero pages written before a fork, and after it", _zero_fork),
     Workload("rewrite", "pages rewritten every step, every third step, and back", _rewrite),
     Workload("unmap", "unmapped, dropped and new memory", _unmap),
     Workload("exit-late", "processes that exit and that start late", _exit_and_late_start),

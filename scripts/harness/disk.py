@@ -13,6 +13,7 @@ from pathlib import Path
 
 from kernels import ROOT
 
+IN_GUEST = Path(__file__).resolve().parent / "in_guest"
 LEFT_OUT = ("__pycache__", "test", "tests", "idlelib", "ensurepip", "site-packages", "lib2to3")
 SPARE = 16 << 20  # bytes, for the file system's own use
 
@@ -67,8 +68,14 @@ def _fill(root: Path) -> None:
     library = Path(sys.base_prefix) / "lib" / version
     shutil.copytree(library, root / library.relative_to("/"), ignore=ignore, symlinks=True)
     shutil.copytree(ROOT / "ksm_eval", root / "ksm/ksm_eval", ignore=ignore)
+    shutil.copytree(IN_GUEST, root / "ksm/in_guest", ignore=ignore)
     binaries = [python()]
     add(python())
+    tool = shutil.which("setpriv")
+    if tool is None:
+        raise DiskError("setpriv is missing (Debian: util-linux)")
+    binaries.append(Path(tool))
+    add(Path(tool))
     for package in _packages():
         for file in package.files or ():
             path = Path(str(package.locate_file(file)))
@@ -83,12 +90,12 @@ def _fill(root: Path) -> None:
     for path in _libraries(binaries):
         if path.is_file() and "site-packages" not in path.parts:
             add(path)
-    for name in ("proc", "sys", "tmp"):
+    for name in ("dev", "proc", "sys", "tmp"):
         (root / name).mkdir()
 
 
 def make(image: Path) -> None:
-    """Write the image. ksm_eval and its packages are in /ksm. Raises DiskError."""
+    """Write the image. ksm_eval, in_guest and their packages are in /ksm. Raises DiskError."""
     if not shutil.which("mke2fs", path="/usr/sbin:/sbin:/usr/bin"):
         raise DiskError("mke2fs is missing (Debian: e2fsprogs)")
     with tempfile.TemporaryDirectory(dir=image.parent) as directory:

@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -139,6 +140,8 @@ static void carry_out(const struct command *c)
 		fill_all(start, pages, c->a[3]);
 	else if (is(c, "each"))
 		fill_each(start, pages, c->a[3]);
+	else if (is(c, "half"))
+		fill_half_random(start, pages, c->a[3]);
 	else if (is(c, "last"))
 		fill_nearly_equal(start, pages, NEARLY_EQUAL, c->a[3]);
 	else if (is(c, "zero"))
@@ -331,8 +334,16 @@ static void mount_disk(void)
 	make_node("/vda", "vda");
 	mkdir("/disk", 0755);
 	if (mount("/vda", "/disk", "ext4", MS_RDONLY, "") || mount("/proc", "/disk/proc", "", MS_BIND, "") ||
-	    mount("/sys", "/disk/sys", "", MS_BIND, ""))
+	    mount("/sys", "/disk/sys", "", MS_BIND, "") || mount("dev", "/disk/dev", "devtmpfs", 0, "") ||
+	    mount("security", "/disk/sys/kernel/security", "securityfs", 0, "") ||
+	    mount("cgroup", "/disk/sys/fs/cgroup", "cgroup2", 0, ""))
 		die("/disk");
+}
+
+/* As switch_root does: who is in a chroot cannot have user namespaces. */
+static int enter_disk(void)
+{
+	return unshare(CLONE_NEWNS) || chdir("/disk") || mount(".", "/", NULL, MS_MOVE, NULL) || chroot(".");
 }
 
 /* A program of the disk: [NAME=VALUE …] PATH [ARGUMENT …]. */
@@ -350,7 +361,7 @@ static void run_program(char *words)
 	if (pid == 0) {
 		for (; *program && **program != '/'; program++)
 			putenv(*program);
-		if (chroot("/disk") || chdir("/"))
+		if (enter_disk())
 			_exit(126);
 		execv(*program, program);
 		_exit(127);
@@ -375,6 +386,28 @@ static void show(int pass)
 	int pids[PROCESSES], count = running(pids);
 
 	print_counters(pass, pids, count);
+}
+
+/* What reading must not change, of the processes and of the system. */
+static void usage(const char *tag)
+{
+	int pids[PROCESSES], count = running(pids);
+	char path[40], prefix[64];
+
+	read_file("/proc/sys/vm/stat_refresh");
+	snprintf(prefix, sizeof(prefix), "@usage %s 0 ", tag);
+	print_lines("/proc/vmstat", prefix,
+		    " nr_anon_pages nr_anon_transparent_hugepages thp_split_page thp_split_pmd pswpin ");
+	for (int i = 0; i < count; i++) {
+		snprintf(prefix, sizeof(prefix), "@usage %s %d ", tag, pids[i]);
+		snprintf(path, sizeof(path), "/proc/%d/status", pids[i]);
+		print_lines(path, prefix, " VmRSS VmSwap ");
+		snprintf(path, sizeof(path), "/proc/%d/smaps_rollup", pids[i]);
+		print_lines(path, prefix, " Anonymous AnonHugePages Swap ");
+		snprintf(prefix, sizeof(prefix), "@usage %s %d stat ", tag, pids[i]);
+		snprintf(path, sizeof(path), "/proc/%d/stat", pids[i]);
+		print_lines(path, prefix, "");
+	}
 }
 
 static void print_running(void)
@@ -454,6 +487,9 @@ static void carry_out_script(char *script)
 			mount_disk();
 		} else if (!strcmp(name, "run")) {
 			run_program(rest);
+		} else if (!strcmp(name, "usage")) {
+			settle();
+			usage(rest);
 		} else if (!strcmp(name, "peek")) {
 			peek(rest);
 		} else if (!strcmp(name, "start")) {

@@ -1,51 +1,37 @@
 #!/usr/bin/env python3
 """A running guest evaluated from outside and from a dump, then its real ksmd: as JSON.
 
-    scripts/harness/live.py --work DIR --json PATH [--kernel NAME] [--workload NAME]
+    scripts/harness/live.py --work DIR --json PATH [--kernel NAME] [--inside PART …]
 
-The workload stands still. tests/test_live_guest.py asserts on what is written.
+The workload stands still. tests/test_live_guest.py and test_live_inside.py assert on what is
+written. --inside: only what runs in the guest itself, and of that only these parts.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import lzma
-import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "guests"))
 
 import guest_run
-from disk import DiskError, python
-from disk import make as make_disk
+from disk import DiskError
 from kernels import Image, KernelError, find, image
-from qemu import X86_64, GuestError, Machine
+from live_inside import PARTS, inside
+from live_runs import ASKED, FW_CFG, ksm_eval, with_module
+from qemu import GuestError, Machine
 from script import Script
 from workloads import STATIC
 
 from ksm_eval.errors import TargetError
 
-FW_CFG = "qemu_fw_cfg"  # by which the guest tells QEMU where its VMCOREINFO is
-# The workload's processes are the guest's only ones with user memory; PID 1 does not opt in.
 STORMS = 6
-ASKED = ("--comm", "init", "--mergeable-only", "--passes", "3")
-
-
-def with_module(found: Image, name: str) -> Image:
-    """With a module of Debian's kernels, which the small ones have built in."""
-    root = found.path.parent.parent
-    for path in root.glob(f"**/{found.release}/**/{name}.ko*") if found.release else ():
-        data = path.read_bytes()
-        module = lzma.decompress(data) if path.suffix == ".xz" else data
-        return replace(found, modules={**found.modules, f"{name}.ko": module})
-    return found
 
 
 def script_of(workload: str) -> str:
@@ -54,19 +40,6 @@ def script_of(workload: str) -> str:
     script.insmod(FW_CFG)
     chosen.write(script)
     return script.text()
-
-
-def ksm_eval(*arguments: str) -> dict[str, Any]:
-    """Exit code, JSON report, standard error and seconds of a run."""
-    start = time.monotonic()
-    command: Sequence[str] = (sys.executable, "-m", "ksm_eval", "-q", *arguments)
-    done = subprocess.run([*command, "--format", "json"], capture_output=True, text=True)
-    return {
-        "code": done.returncode,
-        "report": json.loads(done.stdout) if done.stdout else None,
-        "error": done.stderr,
-        "seconds": round(time.monotonic() - start, 2),
-    }
 
 
 def events(machine: Machine) -> list[str]:
@@ -135,49 +108,6 @@ def peeked(found: Image, work: Path) -> dict[str, Any]:
         return {**seen, "truth": asdict(guest_run.parse(boot + machine.console.lines))}
 
 
-def inside(found: Image, work: Path) -> dict[str, Any]:
-    """ksm-eval in the guest, by /proc/kcore and by /proc; from outside; and the guest's ksmd."""
-    disk = work / "harness" / "live.ext4"
-    make_disk(disk)
-    guest = replace(
-        guest_run.guest_of(with_module(found, "virtio_blk"), work, numa=False),
-        # Python in the guest: with the AVX that QEMU 7.2 emulates, numpy's argsort() is wrong.
-        platform=replace(X86_64, options=("-cpu", "Nehalem,+rdrand")),
-        memory=(640,),
-        disk=disk,
-    )
-    run = Script()
-    run.insmod("virtio_blk")
-    run.disk()
-    run.write("/proc/sys/kernel/kptr_restrict", 2)
-    command = (*("PYTHONPATH=/ksm", "PYTHONDONTWRITEBYTECODE=1", python(), "-m", "ksm_eval"), "-q")
-    for via in ("kcore", "proc"):
-        run.run(*command, *("--via", via, "--format", "json"), *ASKED[:3])
-    script = script_of("base").replace("ready\n", f"{run.text()}ready\n")
-    seen: dict[str, Any] = {}
-    try:
-        with Machine(guest) as machine:
-            console = machine.console
-            console.wait_for("@idle")
-            guest_run.send_script(machine, script)
-            console.wait_for("@ready")
-            seen["qemu"] = ksm_eval("--qemu", str(machine.free_qmp), *ASKED[:3])
-            console.send(b"\n")
-            console.wait_for("@done")
-            lines = list(console.lines)
-    finally:
-        disk.unlink(missing_ok=True)
-    ends = [number for number, line in enumerate(lines) if line.startswith("@ran ")]
-    for via, end in zip(("kcore", "proc"), ends, strict=True):
-        start = max((n for n, line in enumerate(lines[:end]) if line == "{"), default=end)
-        seen[via] = {
-            "code": int(lines[end].split()[1]),
-            "report": json.loads("\n".join(lines[start:end])) if start < end else None,
-            "error": "\n".join(lines[max(0, end - 5) : end]),
-        }
-    return {**seen, "truth": asdict(guest_run.parse(lines))}
-
-
 def storm(found: Image, work: Path) -> list[dict[str, Any]]:
     """Evaluations of all processes while many come and go."""
     script = Script()
@@ -224,11 +154,9 @@ def silent(found: Image, work: Path) -> dict[str, Any]:
 
 
 def observe(found: Image, batching: Image, workload: str, work: Path) -> dict[str, Any]:
-    """All that the test compares. `batching`: a kernel whose batches a read fills."""
-    found = with_module(found, FW_CFG)
+    """From outside. `batching`: a kernel whose batches a read fills."""
     return {
-        "inside": inside(found, work),
-        "peeked": peeked(with_module(batching, FW_CFG), work),
+        "peeked": peeked(batching, work),
         **at_rest(found, workload, work),
         "storm": storm(found, work),
         "killed": [killed(found, work, stage) for stage in ("walking", "reading")],
@@ -245,12 +173,16 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--kernel", default="6.12")
     parser.add_argument("--workload", default="base")
+    parser.add_argument("--inside", nargs="*", metavar="PART")
     options = parser.parse_args()
     (options.work / "harness").mkdir(parents=True, exist_ok=True)
     try:
         work = options.work.resolve()
-        found, batching = (image(find([name])[0], work) for name in (options.kernel, "6.1"))
-        seen = observe(found, batching, options.workload, work)
+        found = with_module(image(find([options.kernel])[0], work), FW_CFG)
+        seen = {"inside": inside(found, work, options.inside or PARTS)}
+        if options.inside is None:
+            batching = with_module(image(find(["6.1"])[0], work), FW_CFG)
+            seen |= observe(found, batching, options.workload, work)
     except (KernelError, GuestError, DiskError) as error:
         sys.exit(f"error: {error}")
     options.json.write_text(json.dumps(seen, indent=1) + "\n")

@@ -102,8 +102,12 @@ class Results:
         self.json: Path | None = options.json
         self.markdown: Path | None = options.markdown
         self.rows: list[dict[str, Any]] = []
-        if self.json is not None and self.json.exists() and (options.merge or options.no_run):
-            self.rows = json.loads(self.json.read_text())["results"]
+        self.programs: list[dict[str, Any]] = []  # of programs.py, which are kept
+        if self.json is not None and self.json.exists():
+            document = json.loads(self.json.read_text())
+            self.programs = document.get("programs", [])
+            if options.merge or options.no_run:
+                self.rows = document["results"]
 
     def add(self, result: Result) -> None:
         key = (result.kernel, result.workload)
@@ -122,10 +126,11 @@ class Results:
 
         rows = sorted(self.rows, key=place)
         if self.json is not None:
-            self.json.write_text(json.dumps({"results": rows}, indent=1) + "\n")
+            document = {"results": rows, "programs": self.programs}
+            self.json.write_text(json.dumps(document, indent=1) + "\n")
         if self.markdown is not None:
             about = {workload.name: workload.about for workload in WORKLOADS}
-            self.markdown.write_text(report.markdown(rows, kernel_order, about))
+            self.markdown.write_text(report.markdown(rows, kernel_order, about, self.programs))
 
 
 def run(todo: list[Job], results: Results, options: argparse.Namespace) -> list[Result]:

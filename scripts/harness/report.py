@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
+
+import report_programs
 
 Row = dict[str, Any]
 
@@ -48,6 +50,11 @@ what `build-kernel` names. Kernels are a table in `scripts/harness/kernels.py`, 
 takes some 5 seconds, a changing one 20. `--keep DIR` keeps the dumps and
 the truth of runs that differ. `tests/test_harness.py` runs a part of it; with
 `KSM_EVAL_WORK=build` it takes the kernels that are there already.
+
+Programs on the own kernel, where gunicorn, PostgreSQL and Redis are installed, as root:
+
+    .venv/bin/python scripts/harness/programs.py --runs 3 --json docs/accuracy.json
+    scripts/truth --no-run --json docs/accuracy.json --markdown docs/accuracy.md
 """
 
 
@@ -88,7 +95,8 @@ def _table(rows: list[Row], order: list[str]) -> list[str]:
     return lines
 
 
-def _sum(rows: Iterable[Row]) -> str:
+def _sum(rows: Sequence[Row]) -> str:
+    failed = sum(bool(row["error"]) for row in rows)
     rows = [row for row in rows if row["points"]]
     equal, points, values = (sum(row[key] for row in rows) for key in ("equal", "points", "values"))
     runs = f"{len(rows)} runs on {len({row['kernel'] for row in rows})} kernels"
@@ -96,6 +104,8 @@ def _sum(rows: Iterable[Row]) -> str:
     text = f"**{equal} of {points}** passes equal ({values} values) in {runs}"
     if settled:
         text += f"; the settled state in {sum(settled)} of {len(settled)}"
+    if failed:
+        text += f"; **{failed} runs failed**"
     return text + "."
 
 
@@ -115,8 +125,9 @@ def _differences(rows: list[Row]) -> list[str]:
     return lines
 
 
-def markdown(rows: list[Row], order: list[str], about: dict[str, str]) -> str:
-    """`rows`: dicts of main.Result; `about`: what a workload is, by name."""
+def markdown(rows: list[Row], order: list[str], about: dict[str, str], programs: list[Row]) -> str:
+    """`rows`: dicts of main.Result; `about`: what a workload is, by name; `programs`: rows of
+    programs.py."""
     parts = [HEAD]
     titles = {
         "static": (
@@ -155,6 +166,7 @@ def markdown(rows: list[Row], order: list[str], about: dict[str, str]) -> str:
         if found:
             parts.append("\nNot equal (bold; with the worst relative error of a system counter):\n")
             parts.append("\n".join(found))
+    parts.append(report_programs.section(programs))
     releases = {row["kernel"]: row["release"] for row in rows if row["points"]}
     parts.append("\n## Kernels\n\n| kernel | release |\n|---|---|")
     parts += [f"| {name} | {releases[name]} |" for name in order if name in releases]

@@ -80,6 +80,10 @@ class Script:
         """[NAME=VALUE …] PATH [ARGUMENT …]: a program of the disk. No word has a space."""
         self._say("run", *words)
 
+    def usage(self, tag: str) -> None:
+        """Print what reading must not change."""
+        self._say("usage", tag)
+
     def ready(self) -> None:
         """The host dumps here."""
         self._say("ready")
@@ -155,6 +159,10 @@ class Script:
     def last(self, process: int, region: int, first: int, pages: int, content: int) -> None:
         """As each(), but the pages differ in their last eight bytes only."""
         self._say("last", process, region, first, pages, content)
+
+    def half_random(self, process: int, region: int, first: int, pages: int, content: int) -> None:
+        """As each(), but only a half of each page compresses."""
+        self._say("half", process, region, first, pages, content)
 
     def zero(self, process: int, region: int, first: int, pages: int) -> None:
         """Write zeros."""

@@ -16,7 +16,7 @@ from ksm_eval.collect import collect
 from ksm_eval.evaluate import open_target
 from ksm_eval.replay.converged import predict
 from ksm_eval.replay.ksmd import simulate
-from ksm_eval.snapshot import FrameFlag, Snapshot
+from ksm_eval.snapshot import Snapshot
 from ksm_eval.target import Selection, Target
 
 
@@ -57,14 +57,3 @@ def run_static(
     smart = settings.smart_scan and snapshot.meta.rules.smart_scan
     settled = compare_settled(predict(snapshot, settings), snapshot, truth, smart)
     return truth, every, settled
-
-
-def describe(snapshot: Snapshot) -> str:
-    """One line, for --verbose."""
-    pinned = int(np.count_nonzero(snapshot.frames.flags & FrameFlag.PINNED))
-    swapcache = int(np.count_nonzero(snapshot.frames.flags & FrameFlag.SWAPCACHE))
-    return (
-        f"{len(snapshot.processes)} processes, {len(snapshot.mappings)} mappings, "
-        f"{len(snapshot.frames)} frames, {len(snapshot.compounds)} compounds, "
-        f"{pinned} pinned, {swapcache} in the swap cache"
-    )

@@ -100,6 +100,30 @@ def _warm_cut_locked(script: Script) -> None:
     script.passes(6)
 
 
+def _warm_cut_chains(script: Script, *, due: bool) -> None:
+    """Six chains of one dup, which the rest of the pass fills: they stay chains for good unless it
+    prunes them before. `due`: it does."""
+    script.knob("max_page_sharing", 3)
+    script.knob("stable_node_chains_prune_millisecs", 1000 if due else 600_000)
+    script.start(0)
+    script.map(0, 0, 60)
+    for group in range(6):
+        script.fill(0, 0, 5 * group, 5, PRELOAD + group)
+    script.each(0, 0, 30, 30, UNIQUE)
+    script.opt_in(0)
+    script.passes(2)
+    for group in range(6):
+        script.each(0, 0, 5 * group, 3, UNIQUE + 100 + 10 * group)
+    script.passes(1)
+    script.cut(20)
+    for group in range(6):
+        script.fill(0, 0, 40 + group, 1, PRELOAD + group)
+    if due:
+        script.sleep(1200)
+    script.ready()
+    script.passes(4)
+
+
 CUT = [
     Workload("cut", "counters inside passes", lambda s: _cut(s, smart_scan=True)),
     Workload(
@@ -119,6 +143,16 @@ WARM = [
         "warm-cut-early", "dumped inside pass 2, which merges", lambda s: _warm_cut(s, passes=1)
     ),
     Workload("warm-cut-first", "dumped inside pass 1", lambda s: _warm_cut(s, passes=0)),
+    Workload(
+        "warm-cut-chains",
+        "dumped inside pass 4, chains pruned less than the prune time ago",
+        lambda s: _warm_cut_chains(s, due=False),
+    ),
+    Workload(
+        "warm-cut-chains-due",
+        "the same, longer ago",
+        lambda s: _warm_cut_chains(s, due=True),
+    ),
     Workload("warm-cut-locked", "dumped inside pass 2, mlocked pages", _warm_cut_locked),
     Workload(
         "warm-cut-changed",

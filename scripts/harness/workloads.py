@@ -329,6 +329,26 @@ def _special(script: Script) -> None:
     _run(script)
 
 
+def _mlocked_thp(script: Script) -> None:
+    """THPs with zero subpages, mlocked whole or in part by one of those that share them."""
+    process = script.start(0)
+    script.map(process, 0, 40)
+    script.each(process, 0, 0, 40, PRELOAD)
+    script.map_thp(process, 2, 2)
+    script.each(process, 2, 0, 2 * HUGE, SUBPAGES)
+    for first in (0, HUGE):
+        script.each(process, 2, first, 16, PRELOAD + first // 32)
+        script.zero(process, 2, first + 100, 50)
+    script.lock(process, 2, 0, HUGE)
+    script.lock(process, 2, HUGE + 120, 40)
+    script.opt_in(process)
+    for child in (1, 2):
+        script.fork(process, child)
+        script.opt_in(child)
+    script.lock(1, 2, HUGE + 100, 10)
+    _run(script)
+
+
 STATIC = [
     Workload("base", "pre-fork server, THPs, file COW, an unscanned sharer", _base),
     Workload("zero-pages", "use_zero_pages=1", _zero_pages),
@@ -348,5 +368,6 @@ STATIC = [
         "prot-none-last", "PROT_NONE pages scanned last", lambda s: _prot_none(s, first=False)
     ),
     Workload("late", "dumped before the processes registered", _late, late=True),
+    Workload("mlocked-thp", "THPs that a parent has mlocked, wholly and in part", _mlocked_thp),
     Workload("special", "mlocked, shared, droppable memory, huge zero page", _special),
 ]
