@@ -16,6 +16,7 @@ from ksm_eval.footprint import available_bytes
 from ksm_eval.memcmp_order import with_memcmp_order
 from ksm_eval.save_check import Invalid, check_ksmd
 from ksm_eval.snapshot import (
+    I64,
     NO_COMPOUND,
     U8,
     U32,
@@ -119,23 +120,27 @@ def collect(
             + ", ".join(walked.gone)
         )
     _require_memory(sum(walked.counts))
-    pfn = np.concatenate([np.empty(0, np.uint64), *walked.pfn])
-    pfns, row = _distinct(pfn)
+    pfns, row = _distinct(walked.pfn)
+    walked.pfn.clear()
     table = target.frames(pfns)
-    vma_of = np.repeat(np.arange(len(walked.vmas)), walked.counts)
-    entries = np.array(walked.entries, np.uint32).reshape(len(walked.vmas), len(Entry))
-    np.add.at(entries, (vma_of, table.entry[row].astype(np.intp)), np.uint32(1))
-
-    flags = np.concatenate([np.empty(0, np.uint8), *walked.flags])
     rules = target.rules()
-    keep = table.candidate[row]
+    entries = np.array(walked.entries, np.uint32).reshape(len(walked.vmas), len(Entry))
+    dropped = _count_entries(entries, walked.counts, table.entry, row)
+    flags = np.concatenate([np.empty(0, np.uint8), *walked.flags])
     if not rules.prot_none_offered:
-        keep &= ~has(flags, MappingFlag.PROT_NONE)
+        dropped = np.union1d(dropped, np.flatnonzero(has(flags, MappingFlag.PROT_NONE)))
     page = np.concatenate([np.empty(0, np.uint32), *walked.page])
+    counts = np.array(walked.counts, np.int64)
+    if len(dropped):
+        keep = np.ones(len(row), np.bool_)
+        keep[dropped] = False
+        row, page, flags = row[keep], page[keep], flags[keep]
+        counts -= np.bincount(_vma_of(walked.counts, dropped), minlength=len(counts))
     used = np.zeros(len(pfns), np.bool_)
-    used[row[keep]] = True
+    used[row] = True
     frame_rows = np.flatnonzero(used)
-    new_row = np.cumsum(used) - 1
+    if len(frame_rows) < len(pfns):
+        row = (np.cumsum(used, dtype=np.uint32) - np.uint32(1))[row]
     compounds, compound = _compounds(table, frame_rows)
     if rules.pmd_at_a_time:
         compounds = _with_order(target, compounds, compound, table.mapcount[frame_rows])
@@ -157,10 +162,7 @@ def collect(
     if lost:
         dump = "page table or struct page not in the dump"
         unreadable[dump if info.kind == "vmcore" else WENT_AWAY] += lost
-    counts = np.bincount(vma_of[keep], minlength=len(walked.vmas))
-    mappings = Mappings(
-        frame=new_row[row[keep]].astype(np.uint32), page=page[keep], flags=flags[keep]
-    )
+    mappings = Mappings(frame=row, page=page, flags=flags)
     vmas = _vma_table(walked, counts, entries)
     ksmd = None
     if records is not None and swept.checksum is not None:
@@ -247,21 +249,47 @@ def _nothing_read(info: TargetInfo, walked: _Walked) -> TargetError:
     return TargetError(f"none of the selected processes can be read: {walked.lost[0]}", hint)
 
 
-def _distinct(pfn: U64) -> tuple[U64, NDArray[np.int64]]:
+def _distinct(walked: list[U64]) -> tuple[U64, U32]:
     """The distinct PFNs ascending, and the row of each mapping's PFN in them."""
-    if not len(pfn):
-        return pfn, np.empty(0, np.int64)
-    top = int(pfn.max()) + 1
-    if top > 64 * len(pfn) + (1 << 24):  # a stray PFN must not size a table
-        ascending = np.sort(pfn)
+    mappings = sum(map(len, walked))
+    if not mappings:
+        return np.empty(0, np.uint64), np.empty(0, np.uint32)
+    top = 1 + max(int(pfn.max()) for pfn in walked if len(pfn))
+    row = np.empty(mappings, np.uint32)
+    bounds = np.cumsum([0, *map(len, walked)]).tolist()
+    if top > 64 * mappings + (1 << 24):  # a stray PFN must not size a table
+        ascending = np.sort(np.concatenate(walked))
         pfns = ascending[np.append(True, ascending[1:] != ascending[:-1])]
-        return pfns, np.searchsorted(pfns, pfn).astype(np.int64)
+        for start, end, pfn in zip(bounds, bounds[1:], walked, strict=False):
+            row[start:end] = np.searchsorted(pfns, pfn)
+        return pfns, row
     seen = np.zeros(top, np.bool_)
-    seen[pfn] = True
-    pfns = np.flatnonzero(seen)
-    row = np.zeros(top, np.uint32)
-    row[pfns] = np.arange(len(pfns), dtype=np.uint32)
-    return pfns.astype(np.uint64), row[pfn].astype(np.int64)
+    for pfn in walked:
+        seen[pfn] = True
+    pfns = np.flatnonzero(seen).astype(np.uint64)
+    of_pfn = np.empty(top, np.uint32)
+    of_pfn[pfns] = np.arange(len(pfns), dtype=np.uint32)
+    for start, end, pfn in zip(bounds, bounds[1:], walked, strict=False):
+        row[start:end] = of_pfn[pfn]
+    return pfns, row
+
+
+def _vma_of(counts: list[int], positions: I64) -> I64:
+    """Row of the VMA that each mapping is in; `counts`: mappings of each VMA."""
+    return np.searchsorted(np.cumsum(counts), positions, side="right")
+
+
+def _count_entries(entries: U32, counts: list[int], entry: U8, row: U32) -> I64:
+    """Add the present entries to `entries`, by VMA and kind (`entry` of each frame). Returns which
+    mappings are no candidates."""
+    entries[:, Entry.CANDIDATE] += np.array(counts, np.uint32)
+    if not (entry != Entry.CANDIDATE).any():
+        return np.empty(0, np.int64)
+    others = np.flatnonzero((entry != Entry.CANDIDATE)[row])
+    vma = _vma_of(counts, others)
+    np.add.at(entries, (vma, entry[row[others]].astype(np.intp)), np.uint32(1))
+    entries[:, Entry.CANDIDATE] -= np.bincount(vma, minlength=len(entries)).astype(np.uint32)
+    return others
 
 
 def _compounds(table: FrameTable, rows: NDArray[np.int64]) -> tuple[Compounds, U32]:

@@ -212,8 +212,34 @@ def _head_table(
     else:
         total = _total_mapcount(read, layout, heads, pages, entire, double_map)
     swap = np.where(_swapcache(layout, flags), pages.astype(np.int64), 0)
-    # A page off the LRU has one more reference, of a per-CPU batch that ksmd drains first. So
-    # have others that wait in one.
+    batch = _batch_references(layout, heads, flags, batched)
+    pinned = _count(first, layout.refcount) > total + swap + batch
+    return _HeadTable(pages, _u64(first, layout.mapping), entire, double_map, pinned,
+                      ~(readable & (more | ~large)))  # fmt: skip
+
+
+def _single_table(
+    layout: PageLayout, pfns: U64, structs: U8, flags: U64, batched: Mapping[int, int]
+) -> _HeadTable:
+    """The same of pages in no compound, from their own struct pages."""
+    none = np.zeros(len(pfns), np.int64)
+    total = _count(structs, layout.mapcount) + 1
+    held = total + _swapcache(layout, flags) + _batch_references(layout, pfns, flags, batched)
+    return _HeadTable(
+        pages=np.ones(len(pfns), np.uint64),
+        mapping=_u64(structs, layout.mapping),
+        entire=none,
+        double_map=none,
+        pinned=_count(structs, layout.refcount) > held,
+        lost=np.zeros(len(pfns), np.bool_),
+    )
+
+
+def _batch_references(
+    layout: PageLayout, heads: U64, flags: U64, batched: Mapping[int, int]
+) -> I64:
+    """A page off the LRU has one more reference, of a per-CPU batch that ksmd drains first. So
+    have others that wait in one."""
     batch = 1 - ((flags >> np.uint64(layout.bits["PG_lru"])) & np.uint64(1)).astype(np.int64)
     if batched:
         known = np.array(sorted(batched), np.uint64)
@@ -221,9 +247,7 @@ def _head_table(
         for address, at in zip(known.tolist(), row.tolist(), strict=True):
             if at < len(heads) and layout.base + int(heads[at]) * layout.size == address:
                 batch[at] = max(batch[at], batched[address])
-    pinned = _count(first, layout.refcount) > total + swap + batch
-    return _HeadTable(pages, _u64(first, layout.mapping), entire, double_map, pinned,
-                      ~(readable & (more | ~large)))  # fmt: skip
+    return batch
 
 
 def _total_mapcount(
@@ -296,6 +320,31 @@ def _unique_heads(heads: U64) -> tuple[U64, I64]:
     return unique, np.searchsorted(unique, heads).astype(np.int64)
 
 
+def _tables(
+    read: Read,
+    layout: PageLayout,
+    heads: U64,
+    pfns: U64,
+    structs: U8,
+    flags: U64,
+    batched: Mapping[int, int],
+) -> _HeadTable:
+    """_HeadTable with a row a page. Most pages are in no compound: their heads are at hand."""
+    head_bit = (flags >> np.uint64(layout.bits["PG_head"])) & np.uint64(1)
+    single = (heads == pfns) & (head_bit == 0)
+    if single.all():
+        return _single_table(layout, pfns, structs, flags, batched)
+    alone = _single_table(layout, pfns[single], structs[single], flags[single], batched)
+    large, position = _unique_heads(heads[~single])
+    shared = _head_table(read, layout, large, batched)
+    found = {}
+    for name, column in vars(shared).items():
+        found[name] = np.empty(len(pfns), column.dtype)
+        found[name][single] = vars(alone)[name]
+        found[name][~single] = column[position]
+    return _HeadTable(**found)
+
+
 def _block(
     read: Read, layout: PageLayout, pfns: U64, max_pfn: int, batched: Mapping[int, int]
 ) -> FrameTable:
@@ -307,29 +356,28 @@ def _block(
     rows = np.flatnonzero(valid)
     entry[rows[~readable]] = Entry.UNREADABLE
     rows, structs = rows[readable], structs[readable]
-    head_of_row = _heads(layout, pfns[rows], structs)
-    heads, position = _unique_heads(head_of_row)
-    table = _head_table(read, layout, heads, batched)
     own_flags = _u64(structs, layout.flags)
-    mapping = table.mapping[position]
+    head_of_row = _heads(layout, pfns[rows], structs)
+    table = _tables(read, layout, head_of_row, pfns[rows], structs, own_flags, batched)
+    mapping = table.mapping
     kind = np.full(len(rows), int(Entry.CANDIDATE), np.uint8)
     kind[(mapping & np.uint64(MAPPING_ANON)) == 0] = Entry.FILE
     zone = (own_flags >> np.uint64(layout.zone_shift)) & np.uint64(layout.zone_mask)
     kind[zone == layout.zone_device] = Entry.DEVICE
-    kind[table.lost[position]] = Entry.UNREADABLE
+    kind[table.lost] = Entry.UNREADABLE
     entry[rows] = kind
 
     flags = np.zeros(len(rows), np.uint8)
     ksm = (mapping & np.uint64(MAPPING_KSM)) == MAPPING_KSM
     mark(flags, ksm, FrameFlag.KSM)
-    pinned = table.pinned[position]
+    pinned = table.pinned
     mark(flags, pinned & ~ksm, FrameFlag.PINNED)
     mark(flags, _swapcache(layout, own_flags), FrameFlag.SWAPCACHE)
     if "PG_anon_exclusive" in layout.bits:  # 5.19+, commit 78fbe906cc90
         exclusive = own_flags >> np.uint64(layout.bits["PG_anon_exclusive"])
         mark(flags, (exclusive & np.uint64(1)) != 0, FrameFlag.EXCLUSIVE)
-    by_pte = _count(structs, layout.mapcount) + 1 - table.double_map[position]
-    mapcount = np.maximum(by_pte + table.entire[position], 0)
+    by_pte = _count(structs, layout.mapcount) + 1 - table.double_map
+    mapcount = np.maximum(by_pte + table.entire, 0)
 
     mapcounts = np.zeros(n, np.uint32)
     mapcounts[rows] = mapcount
@@ -340,11 +388,11 @@ def _block(
     head = pfns.copy()
     head[rows] = head_of_row
     head_pages = np.ones(n, np.uint32)
-    head_pages[rows] = table.pages[position]
+    head_pages[rows] = table.pages
     head_pinned = np.zeros(n, np.bool_)
     head_pinned[rows] = pinned
     head_pmd_mapcount = np.zeros(n, np.uint32)
-    head_pmd_mapcount[rows] = np.maximum(table.entire[position], 0)
+    head_pmd_mapcount[rows] = np.maximum(table.entire, 0)
     return FrameTable(
         candidate=entry == Entry.CANDIDATE,
         flags=all_flags,
