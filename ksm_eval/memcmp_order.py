@@ -24,7 +24,7 @@ from ksm_eval.snapshot import (
     Snapshot,
     has,
 )
-from ksm_eval.target import Target, Unreadable
+from ksm_eval.target import Target, Unreadable, read_page
 
 WINDOW = 64  # bytes
 
@@ -89,7 +89,7 @@ def common_order(samples: Sequence[tuple[Target, Snapshot]]) -> list[Snapshot]:
 
     def read(row: int) -> bytes:
         target, place = sources[row]
-        return target.read_pages(place, 1)
+        return read_page(target, place)
 
     page_size = samples[0][0].info.page_size if samples else 0
     ascending = hashes[_sorted(read, len(sources), page_size)]
@@ -120,7 +120,7 @@ def _ranks(frames: Frames, hashes: U64, ascending: U64) -> U32:
 def memcmp_order(target: Target, pfns: U64) -> NDArray[np.int64]:
     """The permutation that sorts these frames by their contents as memcmp() does."""
     numbers = target.places(pfns).tolist()
-    return _sorted(lambda row: target.read_pages(numbers[row], 1), len(pfns), target.info.page_size)
+    return _sorted(lambda row: read_page(target, numbers[row]), len(pfns), target.info.page_size)
 
 
 def _sorted(read: Read, count: int, page_size: int) -> NDArray[np.int64]:

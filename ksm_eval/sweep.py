@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import repeat
 
 import numpy as np
 import xxhash
@@ -29,15 +29,21 @@ class Sweep:
 
 def _runs(places: U64, max_gap: int, max_run: int) -> list[tuple[int, int]]:
     """[first, last) rows of each read: places at most `max_gap` apart, `max_run` pages long."""
-    runs = []
     breaks = np.flatnonzero(np.diff(places.view(np.int64)) > max_gap + 1) + 1
-    bounds = [0, *breaks.tolist(), len(places)]
-    for first, last in pairwise(bounds):
-        while first < last:
+    starts = np.concatenate(([0], breaks))
+    ends = np.concatenate((breaks, [len(places)]))
+    if not len(places):
+        return []
+    long = (places[ends - 1] - places[starts] >= max_run).tolist()
+    runs = []
+    for first, last, cut in zip(starts.tolist(), ends.tolist(), long, strict=True):
+        while cut and first < last:
             # A long stretch is cut where its pages, gaps included, fill the buffer.
             limit = int(np.searchsorted(places[first:last], places[first] + np.uint64(max_run)))
             runs.append((first, first + limit))
             first += limit
+        if first < last:
+            runs.append((first, last))
     return runs
 
 
@@ -99,30 +105,37 @@ def _sweep(
     hashes = np.zeros(len(places), np.uint64)
     flags = np.zeros(len(places), np.uint8)
     unreadable: Counter[str] = Counter()
-    digest = xxhash.xxh3_64_intdigest
     checksum = np.zeros(len(places), np.uint32) if checksums else None
+    # One buffer for all reads, and a view of each page in it, made once.
+    buffer = memoryview(bytearray(max_run * size))
+    pages = [buffer[at : at + size] for at in range(0, len(buffer), size)]
+
+    def hash_pages(found: list[memoryview], first: int, last: int) -> None:
+        digests = b"".join(map(xxhash.xxh3_64_digest, found, repeat(seed)))
+        hashes[first:last] = np.frombuffer(digests, ">u8")
+        if checksum is not None:
+            checksum[first:last] = [_checksum(page) for page in found]
+
     done = 0
     for first, last in _runs(places, max_gap, max_run):
         low = int(places[first])
-        rows = range(first, last)
-        offsets = ((places[first:last] - places[first]) * np.uint64(size)).tolist()
+        span = int(places[last - 1]) - low + 1
         try:
-            data = memoryview(target.read_pages(low, int(places[last - 1]) - low + 1))
+            target.read_into(buffer[: span * size], low)
         except Unreadable:
-            for row in rows:
+            for row in range(first, last):
                 try:
-                    page = target.read_pages(int(places[row]), 1)
+                    target.read_into(pages[0], int(places[row]))
                 except Unreadable as error:
                     flags[row] = FrameFlag.UNREADABLE
                     unreadable[error.reason] += 1
                 else:
-                    hashes[row] = digest(page, seed)
-                    if checksum is not None:
-                        checksum[row] = _checksum(page)
+                    hash_pages(pages[:1], row, row + 1)
         else:
-            hashes[first:last] = [digest(data[o : o + size], seed) for o in offsets]
-            if checksum is not None:
-                checksum[first:last] = [_checksum(data[o : o + size]) for o in offsets]
+            found = pages[:span]
+            if span > last - first:  # without the gaps
+                found = [pages[at] for at in (places[first:last] - places[first]).tolist()]
+            hash_pages(found, first, last)
         done += last - first
         if progress is not None:
             progress(READING, done, len(places))
@@ -131,6 +144,6 @@ def _sweep(
     return Sweep(hashes, flags, dict(unreadable), checksum)
 
 
-def _checksum(page: bytes | memoryview) -> int:
+def _checksum(page: memoryview) -> int:
     """oldchecksum of an rmap_item: 32 bits of xxHash64 (4.20+, commit 59e1a2f4bf83)."""
     return xxhash.xxh64_intdigest(page) & 0xFFFFFFFF

@@ -19,7 +19,7 @@ from ksm_eval.errors import UsageError
 from ksm_eval.memcmp_order import memcmp_order
 from ksm_eval.snapshot import NO_COMPOUND, Entry, MappingFlag, Snapshot, has
 from ksm_eval.sweep import sweep
-from ksm_eval.target import Selection
+from ksm_eval.target import Selection, read_page
 from ksm_eval.target.kernel import KernelTarget
 from ksm_eval.target.program import open_core
 from tests.fixtures import NAMES, TINY, opted_in, snapshot, target, truth, vmcore
@@ -282,7 +282,7 @@ def test_memcmp_order(memcmp_name: str) -> None:
     """Some of the pages differ in their last eight bytes only, some not at all."""
     vm = target(memcmp_name)
     pfns = snapshot(memcmp_name).frames.pfn[::5]
-    contents = [vm.read_pages(int(pfn), 1) for pfn in pfns.tolist()]
+    contents = [read_page(vm, int(pfn)) for pfn in pfns.tolist()]
     assert len({page[:-8] for page in contents}) < len(set(contents)) < len(contents)
     order = memcmp_order(vm, pfns)
     assert [contents[i] for i in order.tolist()] == sorted(contents)

@@ -20,7 +20,7 @@ from ksm_eval.collect import collect
 from ksm_eval.errors import TargetError, UsageError
 from ksm_eval.evaluate import open_live
 from ksm_eval.snapshot import Entry, FrameFlag, MappingFlag, Snapshot, has
-from ksm_eval.target import Gone, Selection, Target, Unreadable, proc_pages
+from ksm_eval.target import Gone, Selection, Target, Unreadable, proc_pages, read_page
 from ksm_eval.target.proc_maps import dax_devices, parse_smaps
 from ksm_eval.target.proc_nodes import nodes
 from ksm_eval.target.proc_tasks import ProcGroup, read_ksm_stat
@@ -253,12 +253,12 @@ def test_processes_that_end(sleeper: Callable[[str], list[int]]) -> None:
     pfns = np.unique(walked.pfn)
     target.frames(pfns)
     places = target.places(pfns).tolist()
-    assert len(target.read_pages(places[0], 1)) == PAGE
+    assert len(read_page(target, places[0])) == PAGE
     os.kill(pid, signal.SIGKILL)
     host.wait_ended(pid)
     for place in places:
         with pytest.raises(Unreadable):
-            target.read_pages(place, 1)
+            read_page(target, place)
     with pytest.raises(Unreadable):
         target.vmas(process, mergeable_only=False)
     target.close()

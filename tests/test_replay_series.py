@@ -16,7 +16,7 @@ from ksm_eval.replay.rules import Rules, Settings
 from ksm_eval.replay.series import simulate_series
 from ksm_eval.replay.state import PassResult
 from ksm_eval.snapshot import FrameFlag, MappingFlag, Snapshot
-from ksm_eval.target import Selection
+from ksm_eval.target import Selection, read_page
 from tests.fixtures import opted_in, target
 from tests.snapshots import (
     KERNEL_6_1,
@@ -394,7 +394,7 @@ def test_ranks_that_mean_the_same_in_two_dumps() -> None:
     for (vm, _), made in zip(taken, ranked, strict=True):
         assert made.frames.order is not None
         for pfn, rank in zip(made.frames.pfn.tolist(), made.frames.order.tolist(), strict=True):
-            content = vm.read_pages(pfn, 1)
+            content = read_page(vm, pfn)
             assert pages_of.setdefault(rank, content) == content
     ordered = [pages_of[rank] for rank in sorted(pages_of)]
     assert ordered == sorted(set(ordered))

@@ -191,17 +191,25 @@ class Target(Protocol):
         """ksmd's own records, None if they cannot be read (the reason is in info.notes)."""
 
     def places(self, pfns: U64) -> U64:
-        """Where read_pages() finds these frames, known to frames() before: page numbers in
+        """Where read_into() finds these frames, known to frames() before: page numbers in
         whatever the target reads from. PFNs themselves if that is physical memory."""
 
-    def read_pages(self, place: int, count: int) -> bytes:
-        """Contents of `count` consecutive places. Raises Unreadable if any cannot be read."""
+    def read_into(self, buffer: memoryview, place: int) -> None:
+        """Fill `buffer`, whole pages, with the contents from that place on. Raises Unreadable if
+        any of them cannot be read; what is in it then means nothing."""
 
     def still_mapped(self, pfns: U64) -> NDArray[np.bool_]:
         """Which of ascending PFNs are mapped where walk() found them, so that they cannot have
         become another process's; all of them where the target stands still."""
 
     def close(self) -> None: ...
+
+
+def read_page(target: Target, place: int) -> bytes:
+    """Contents of one place. Raises Unreadable."""
+    page = bytearray(target.info.page_size)
+    target.read_into(memoryview(page), place)
+    return bytes(page)
 
 
 Progress = Callable[[str, int, int], None]

@@ -89,6 +89,15 @@ class Holes:
 
 
 @dataclass(frozen=True)
+class Segments:
+    """What an ELF vmcore holds: physical address, place in the file and bytes of each PT_LOAD."""
+
+    address: U64
+    offset: U64
+    size: U64
+
+
+@dataclass(frozen=True)
 class Container:
     """A vmcore file whose headers make sense."""
 
@@ -98,6 +107,7 @@ class Container:
     release: str = ""  # kdump: utsname's, where the writer filled it
     dump_level: int | None = None  # kdump: of makedumpfile; None if the file does not say
     holes: Holes = field(default_factory=Holes)
+    segments: Segments | None = None  # ELF, unless flattened
 
     @property
     def description(self) -> str:
@@ -241,8 +251,13 @@ def _identify_elf(file: _File, head: bytes) -> Container:
     cut = np.sort(loads[loads["memsz"] > loads["filesz"]], order="paddr")
     start = (cut["paddr"] + cut["filesz"]).astype(np.uint64)
     end = (cut["paddr"] + cut["memsz"]).astype(np.uint64)
+    held = (loads[name].astype(np.uint64) for name in ("paddr", "offset", "filesz"))
     return Container(
-        "ELF", file.flattened, machine=_ELF_MACHINES.get(machine, ""), holes=Holes(start, end)
+        "ELF",
+        file.flattened,
+        machine=_ELF_MACHINES.get(machine, ""),
+        holes=Holes(start, end),
+        segments=None if file.flattened else Segments(*held),
     )
 
 

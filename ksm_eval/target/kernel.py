@@ -35,6 +35,7 @@ from ksm_eval.target import (
     paging_arm64,
     paging_x86,
 )
+from ksm_eval.target.elf_file import open_elf
 from ksm_eval.target.features import (
     detect_rules,
     enum_value,
@@ -128,13 +129,20 @@ class KernelTarget:
             notes=list(opened.notes),
         )
         self.meter = Meter()
+        # Where a file can be read without drgn.
+        self.direct = open_elf(
+            Path(opened.path), opened.segments, self._read_physical, self.info.page_size
+        )
         # Of a live target, what was walked; the frames that frames() was asked about, and what was
         # in them.
         self._walks = Walks(self.info.page_size)
         self._known: tuple[U64, U64] = (np.empty(0, np.uint64), np.empty((0, 3), np.uint64))
 
     def close(self) -> None:
-        """Nothing to do: the Program goes with its last reference."""
+        """The Program goes with its last reference."""
+        if self.direct is not None:
+            self.direct.close()
+            self.direct = None
 
     @cached_property
     def _rules(self) -> Rules:
@@ -342,19 +350,20 @@ class KernelTarget:
         return pfns
 
     @_while_there
-    def read_pages(self, place: int, count: int) -> bytes:
-        size, pfn = self.info.page_size, place
-        reason = self._opened.excluded(pfn * size, count * size)
+    def read_into(self, buffer: memoryview, place: int) -> None:
+        size, address = len(buffer), place * self.info.page_size
+        reason = self._opened.excluded(address, size)
         if reason:
             raise Unreadable(reason)
-        self.meter.wait(count * size)
+        self.meter.wait(size)
+        if self.direct is not None and self.direct.read_into(buffer, address):
+            return
         try:
-            data: bytes = self._prog.read(pfn * size, count * size, True)
+            buffer[:] = self._prog.read(address, size, True)
         except FaultError as error:
             raise Unreadable(_fault_reason(error)) from None
         if self._opened.live:
-            self._check_frames(pfn, count)
-        return data
+            self._check_frames(place, size // self.info.page_size)
 
     def _check_frames(self, pfn: int, count: int) -> None:
         """Unreadable if any of these frames has become another page's since frames()."""

@@ -317,15 +317,15 @@ class ProcTarget:
         return self._places[np.searchsorted(self._pfns, pfns)]
 
     def still_mapped(self, pfns: U64) -> NDArray[np.bool_]:
-        # read_pages() reads from the process itself: from no other, whatever happens.
+        # read_into() reads from the process itself: from no other, whatever happens.
         return np.ones(len(pfns), np.bool_)
 
-    def read_pages(self, place: int, count: int) -> bytes:
+    def read_into(self, buffer: memoryview, place: int) -> None:
         opened = self._opened[place >> PAGE_BITS]
-        page = place & PAGE_MASK
+        page, size = place & PAGE_MASK, len(buffer)
+        count = size // self._page_size
         at = int(np.searchsorted(self._places, np.uint64(place), sorter=self._by_place))
         expected = self._pfns[self._by_place[at : at + count]]
-        size = count * self._page_size
         self.meter.wait(size)
         try:
             # A page that went away must not be brought back by reading it.
@@ -334,12 +334,11 @@ class ProcTarget:
             mask = np.uint64(proc_pages.PM_PRESENT | proc_pages.PM_PFN)
             if not np.array_equal(now & mask, wanted):  # also where the process has ended
                 raise Unreadable(WENT_AWAY)
-            data = os.pread(opened.mem, size, page * self._page_size)
+            done = os.preadv(opened.mem, [buffer], page * self._page_size)
         except OSError as error:
             raise Unreadable(f"read error ({error.strerror})") from error
-        if len(data) < size:
+        if done < size:
             raise Unreadable(WENT_AWAY)
-        return data
 
 
 def _row_finder(pfns: U64) -> RowOf:

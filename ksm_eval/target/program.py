@@ -21,7 +21,7 @@ from ksm_eval.errors import TargetError, UsageError
 from ksm_eval.snapshot import U64
 from ksm_eval.target import btf_finder, dwarf, symbols
 from ksm_eval.target.btf import Btf
-from ksm_eval.target.containers import Container, Holes, identify, reassemble
+from ksm_eval.target.containers import Container, Holes, Segments, identify, reassemble
 
 _MACHINES: Final = {
     "x86_64": Architecture.X86_64,
@@ -48,6 +48,7 @@ class OpenedProgram:
     debug_info: str  # "DWARF (path)", "BTF + kallsyms", …
     container: str = ""  # "ELF vmcore", "kdump-compressed vmcore, flattened", …
     notes: list[str] = field(default_factory=list)
+    segments: Segments | None = None  # of an ELF vmcore that is read in place
     holes: Holes = field(default_factory=Holes)
     """Physical memory that reads as zeros without having been zero, for all we know."""
     check_there: Callable[[], None] = _always_there
@@ -129,7 +130,13 @@ def open_core(
     if not prog.flags & ProgramFlags.IS_LINUX_KERNEL:
         raise _refused(path, LookupError("VMCOREINFO"))
     opened = OpenedProgram(
-        prog, "vmcore", str(path), "", container.description, holes=container.holes
+        prog,
+        "vmcore",
+        str(path),
+        "",
+        container.description,
+        segments=container.segments,
+        holes=container.holes,
     )
     try:
         opened.debug_info = with_debug_info(prog, given, opened.notes)

@@ -226,11 +226,11 @@ class SyntheticTarget:
     def places(self, pfns: U64) -> U64:
         return pfns
 
-    def read_pages(self, place: int, count: int) -> bytes:
-        first = place - FIRST_PFN
+    def read_into(self, buffer: memoryview, place: int) -> None:
+        first, count = place - FIRST_PFN, len(buffer) // 4096
         rows = np.arange(first, first + count, dtype=np.uint64)
         self._pages[:count, 0] = content(rows, self._frames, UNIQUE)
-        return self._pages[:count].tobytes()
+        buffer[:] = self._pages[:count].tobytes()
 
     def close(self) -> None:
         """Nothing to do."""
