@@ -9,7 +9,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ksm_eval.snapshot import I64, U8, U32, U64, Entry, MappingFlag, mark
+from ksm_eval.snapshot import I64, U8, U32, U64, Entry, MappingFlag
 from ksm_eval.target import Vma, WalkedVmas
 
 MAX_READ = 1 << 20  # bytes of neighbouring tables read at once
@@ -154,6 +154,14 @@ class _Ranges:
         touches: Bools = inside & (start < va + np.uint64(span))
         return touches
 
+    def cover(self, va: U64, span: int) -> Bools:
+        """Is all of [va, va+span) in one range?"""
+        following = np.searchsorted(self.end, va, side="right")
+        safe = np.minimum(following, len(self.end) - 1)
+        inside = (following < len(self.end)) & (self.start[safe] <= va)
+        whole: Bools = inside & (self.end[safe] - va >= np.uint64(span))
+        return whole
+
     def index(self, va: U64) -> I64:
         """Range that holds each address, -1 if none."""
         position = np.searchsorted(self.start, va, side="right").astype(np.int64) - 1
@@ -188,12 +196,13 @@ def _count(entries: U32, vma: I64, kind: U8 | Entry, weight: int = 1) -> None:
 
 
 def _mapping_flags(paging: Paging, entry: U64, huge: bool) -> U8:
-    flags = np.zeros(len(entry), np.uint8)
-    mark(flags, paging.prot_none(entry), MappingFlag.PROT_NONE)
-    mark(flags, paging.writable(entry), MappingFlag.WRITE)
-    mark(flags, paging.dirty(entry), MappingFlag.DIRTY)
-    if huge:
-        flags |= np.uint8(MappingFlag.HUGE)
+    flags = np.full(len(entry), MappingFlag.HUGE if huge else 0, np.uint8)
+    for bits, flag in (
+        (paging.prot_none(entry), MappingFlag.PROT_NONE),
+        (paging.writable(entry), MappingFlag.WRITE),
+        (paging.dirty(entry), MappingFlag.DIRTY),
+    ):
+        flags |= bits.view(np.uint8) * np.uint8(flag)
     return flags
 
 
@@ -230,7 +239,10 @@ def _leaf(
     for rows, kind in ((zero, Entry.ZERO_PAGE), (special, Entry.SPECIAL)):
         _count(entries, ranges.index(va[rows]), kind)
     normal = ~(zero | special)
-    found.add(va[normal], pfn[normal], flags[normal])
+    if normal.all():
+        found.add(va, pfn, flags)
+    else:
+        found.add(va[normal], pfn[normal], flags[normal])
 
 
 def _is_zero(pfn: U64, layout: Layout) -> Bools:
@@ -262,7 +274,9 @@ def walk(read: ReadTables, root: int, vmas: Sequence[Vma], layout: Layout) -> Wa
         for lost in base[~readable].tolist():
             ranges.pages_lost(lost, span * count, entries)
         va = base[:, None] + np.arange(count, dtype=np.uint64) * np.uint64(span)
-        wanted = (content != 0) & ranges.overlaps(va, span)
+        wanted = content != 0
+        partly = ~ranges.cover(base, span * count)  # most tables are inside one VMA
+        wanted[partly] &= ranges.overlaps(va[partly], span)
         va, content = va[wanted], content[wanted]
         if level == 0:
             _leaf(va, content, span, ranges, layout, found, entries)

@@ -48,7 +48,8 @@ class X86Paging:
 
     def address(self, entry: U64) -> U64:
         """PROT_NONE entries store it inverted (L1TF; pgtable-invert.h, 4.19+)."""
-        plain = np.where(self.prot_none(entry), ~entry, entry)
+        inverted = self.prot_none(entry)
+        plain = np.where(inverted, ~entry, entry) if inverted.any() else entry
         return np.asarray(plain & np.uint64(PHYSICAL_MASK & ~self.sme_mask), np.uint64)
 
     def prot_none(self, entry: U64) -> Bools:
