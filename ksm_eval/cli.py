@@ -25,10 +25,11 @@ from ksm_eval.options import Options, check, command
 from ksm_eval.report.text import printable
 
 if TYPE_CHECKING:
+    from ksm_eval.progress import ProgressBar
     from ksm_eval.report.model import Report, Run
     from ksm_eval.sampling import Samples
     from ksm_eval.snapshot import Snapshot
-    from ksm_eval.target import Progress, Selection, Target
+    from ksm_eval.target import Selection, Target
 
 EXIT_INTERNAL = 5  # a bug in ksm-eval
 EXIT_INTERRUPT = 130  # as a shell says for SIGINT
@@ -173,19 +174,20 @@ def _taken(options: Options) -> Samples:
     from ksm_eval.footprint import step_back
 
     core = options.cores[0] if options.cores else None
-    if core is None and options.priority == "low":
+    if core is None and options.priority != "normal":
         step_back()
-
-    def announce(seconds: float) -> None:
-        if not options.quiet:
-            more = options.samples - 1
-            click.echo(
-                f"ksm-eval: a full scan would take ksmd {seconds:.0f} s; waiting as long before "
-                f"each of {more} more samples (--interval changes it)",
-                err=True,
-            )
-
     with _progress(options) as progress:
+
+        def announce(seconds: float) -> None:
+            line = (
+                f"ksm-eval: a full scan would take ksmd {seconds:.1f} s; waiting as long before "
+                "each further sample (--interval changes it)"
+            )
+            if progress is not None:
+                progress.say(line)
+            elif not options.quiet and sys.stderr is not None:
+                click.echo(line, err=True)
+
         return take_samples(
             lambda: _open(options, core),
             _selection(options),
@@ -212,8 +214,8 @@ def _selection(options: Options) -> Selection:
     )
 
 
-def _progress(options: Options) -> AbstractContextManager[Progress | None]:
-    if options.quiet or not sys.stderr.isatty():
+def _progress(options: Options) -> AbstractContextManager[ProgressBar | None]:
+    if options.quiet or sys.stderr is None or not sys.stderr.isatty():
         return nullcontext()
     from ksm_eval.progress import ProgressBar
 
@@ -305,6 +307,7 @@ def _fail(message: str, hint: str, code: int) -> int:
     if hint:
         first, *more = map(printable, hint.splitlines())
         lines += [f"ksm-eval: hint: {first}", *more]
-    with suppress(OSError, AttributeError):
-        print("\n".join(lines), file=sys.stderr, flush=True)
+    if sys.stderr is not None:  # closed: nobody wants to know, least of all standard output
+        with suppress(OSError):
+            print("\n".join(lines), file=sys.stderr, flush=True)
     return code

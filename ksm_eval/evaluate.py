@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,11 +18,12 @@ from ksm_eval.replay.contents import blocked_by_prot_none
 from ksm_eval.replay.converged import predict
 from ksm_eval.replay.passes import simulate_passes
 from ksm_eval.replay.rules import Settings
+from ksm_eval.replay.scan_time import full_scan_seconds
 from ksm_eval.replay.series import simulate_series
 from ksm_eval.replay.warm import simulate_warm, verify
 from ksm_eval.report.model import Report
 from ksm_eval.sampling import Samples, take_samples
-from ksm_eval.snapshot import Snapshot, has_merged
+from ksm_eval.snapshot import Snapshot, has_merged, unreadable_share
 from ksm_eval.target import Progress, Selection, Target
 
 BYTES_A_VISIT = 1000
@@ -220,8 +221,29 @@ def evaluate_series(
         frozenset(overrides or ()),
         predict(last, settings),
         timeline,
-        Stood(stood_still, calm_prediction, tuple(moments)),
+        Stood(
+            stood_still,
+            calm_prediction,
+            full_scan_seconds(len(last.mappings), settings),
+            tuple(moments),
+            worst_share=max(map(unreadable_share, snapshots[:-1]), default=0.0),
+            lost=_of_earlier(snapshots, lambda snapshot: snapshot.meta.lost),
+            notes=_of_earlier(snapshots, lambda snapshot: snapshot.meta.notes),
+        ),
     )
+
+
+def _of_earlier(
+    snapshots: Sequence[Snapshot], lines: Callable[[Snapshot], Sequence[str]]
+) -> list[str]:
+    """What only samples before the last one have to say."""
+    known = set(lines(snapshots[-1]))
+    found = []
+    for number, snapshot in enumerate(snapshots[:-1], 1):
+        new = [line for line in lines(snapshot) if line not in known]
+        known |= set(new)
+        found += [f"sample {number}: {line}" for line in new]
+    return found
 
 
 def _has_run(snapshots: Sequence[Snapshot]) -> bool:

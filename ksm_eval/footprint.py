@@ -39,14 +39,31 @@ def cpu_seconds() -> float:
 
 
 def available_bytes() -> int:
-    """Memory that this process may take without harm to others; a terabyte if unknown."""
+    """Memory that this process may take without harm to others, of the machine and of its own
+    cgroup; a terabyte if unknown."""
+    found = 1 << 40
     with suppress(OSError, ValueError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return 1 << 40
+                found = int(line.split()[1]) * 1024
+    with suppress(OSError, ValueError):  # "max" is no number, and the root has no such file
+        cgroup = Path("/sys/fs/cgroup") / _own_cgroup()
+        limit, used = (int((cgroup / f"memory.{n}").read_text()) for n in ("max", "current"))
+        found = min(found, max(limit - used, 0))
+    return found
+
+
+def _own_cgroup() -> str:
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        if line.startswith("0::/"):
+            return line[4:]
+    raise ValueError("no cgroup v2")
 
 
 def max_rss_bytes() -> int:
-    """The most memory it has had."""
+    """The most memory it has had. Not ru_maxrss: that starts from what the parent had."""
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -51,7 +51,7 @@ class Options:
     samples: int
     interval: float | None  # None: as long as a full scan takes
     max_rate: float
-    priority: str
+    priority: str | None
     verify: bool
     save: Path | None
     form: str
@@ -194,8 +194,8 @@ Examples:
     help="Read no more than this a second, for example 200M.",
 )  # fmt: skip
 @click.option(
-    "--priority", type=click.Choice(["low", "normal"]), default="low", show_default=True,
-    help="CPU and disk priority of this process where it reads what runs.",
+    "--priority", type=click.Choice(["low", "normal"]),
+    help="CPU and disk priority of this process where it reads what runs.  [default: low]",
 )  # fmt: skip
 @click.option(
     "--verify", is_flag=True,
@@ -249,7 +249,9 @@ def check(options: Options) -> None:
             "--mergeable-only": options.mergeable_only,
             "--save": options.save,
             "--samples": options.samples > 1,
+            "--interval": options.interval is not None,
             "--max-rate": options.max_rate,
+            "--priority": options.priority,
         }
         _refuse(collecting, "--snapshot", "all that was settled when the snapshot was taken")
     else:
@@ -267,13 +269,18 @@ def _check_samples(options: Options) -> None:
         _refuse({"--core": options.cores}, "--samples", "several -c are samples already")
         one = {"--passes": options.passes, "--save": options.save, "--verify": options.verify}
         _refuse(one, "--samples", "each sample is one full scan")
-    elif options.interval is not None:
+    elif options.interval is not None and not options.cores:
         raise UsageError("--interval of what?", "add --samples K")
 
 
 def _check_target(options: Options) -> None:
     """What belongs to another kind of target."""
-    via = {"--via": options.via, "--max-rate": options.max_rate}
+    via = {
+        "--via": options.via,
+        "--interval": options.interval is not None,
+        "--max-rate": options.max_rate,
+        "--priority": options.priority,
+    }
     if options.cores:
         _refuse(via, "a vmcore", "it is about what runs")
         _refuse({"--qemu": options.qemu is not None}, "a vmcore", "evaluate one after the other")

@@ -53,6 +53,10 @@ class ProgressBar:
     ) -> None:
         self._progress.stop()
 
+    def say(self, line: str) -> None:
+        """A line that stays, above the bar."""
+        self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
     def __call__(self, stage: str, done: int, total: int) -> None:
         """`total` 0: unknown, the bar only shows that something happens."""
         if stage != self._stage or not self._progress.tasks:

@@ -238,3 +238,11 @@ class Snapshot:
 def has_merged(snapshot: Snapshot) -> bool:
     """Are there KSM pages already?"""
     return bool(has(snapshot.frames.flags, FrameFlag.KSM).any())
+
+
+def unreadable_share(snapshot: Snapshot) -> float:
+    """Of all page-table entries that are or may be candidates, 0 to 1."""
+    unread = has(snapshot.frames.flags, FrameFlag.UNREADABLE)[snapshot.mappings.frame].sum()
+    lost = int(snapshot.vmas.entries[:, Entry.UNREADABLE].sum())
+    pages = len(snapshot.mappings) + lost
+    return (int(unread) + lost) / pages if pages else 0.0

@@ -19,7 +19,16 @@ sys.path.append(str(ROOT / "scripts/harness"))
 import host_ksmd  # noqa: E402
 from host_ksmd import ksm_stat, put, wait_until  # noqa: E402
 
-__all__ = ["frozen_prefork", "ksm_stat", "ksmd", "put", "scan", "wait_ended", "wait_until_runs"]
+__all__ = [
+    "frozen_prefork",
+    "host_ksmd",
+    "ksm_stat",
+    "ksmd",
+    "put",
+    "scan",
+    "wait_ended",
+    "wait_until_runs",
+]
 
 PREFORK = Path(__file__).parent / "prefork.py"
 

@@ -332,6 +332,24 @@ def test_a_closed_output(saved: Path) -> None:
     assert done.stderr.startswith("ksm-eval: error: standard output is closed\n")
 
 
+def test_a_closed_standard_error(saved: Path) -> None:
+    """Neither a report nor an error ends up where the other belongs."""
+    for arguments, code in (
+        (["--snapshot", str(saved), "--format", "json"], 0),
+        (["--pid", "1"], 2),
+    ):
+        words = [*arguments, "--save", "/nonexistent/x"] if code else arguments
+        done = subprocess.run(
+            ["sh", "-c", '"$@" 2>&-', "sh", sys.executable, "-m", "ksm_eval", *words],
+            stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert done.returncode == code
+        if code:
+            assert done.stdout == ""
+        else:
+            assert json.loads(done.stdout)["schema_version"] == 1
+
+
 def test_interrupt(saved: Path) -> None:
     program = (
         "import signal, sys, ksm_eval.evaluate as e; from ksm_eval.cli import run\n"

@@ -139,3 +139,35 @@ def test_frames_freed(case: dict[str, Any]) -> None:
     freed = case["before"]["pss"] - case["after"]["pss"]
     assert case["report"]["savings"]["frames_freed"] * 4 == pytest.approx(freed, abs=4)
     assert freed > 4000
+
+
+@pytest.mark.parametrize("refused", [None, "sleep_millisecs"])
+def test_the_settings_are_put_back_whatever_happens(
+    refused: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the test fails, and if one of the files cannot be written."""
+    before: dict[str, str] = {}
+    put = host.host_ksmd.put
+
+    def put_or_fail(name: str, number: int | str) -> None:
+        if before and name == refused:
+            raise OSError(22, "Invalid argument")
+        put(name, number)
+
+    def fails() -> None:
+        before.update(files())
+        monkeypatch.setattr(host.host_ksmd, "put", put_or_fail)
+        for name, number in (("pages_to_scan", 77), ("max_page_sharing", 9), ("run", 1)):
+            put(name, number)
+        raise ZeroDivisionError
+
+    with pytest.raises(OSError if refused else ZeroDivisionError) as caught, host.ksmd():
+        fails()
+    assert not refused or "sleep_millisecs: Invalid argument" in str(caught.value)
+    assert files() == {**before, "run": "0"}
+
+
+def files() -> dict[str, str]:
+    """Every setting as its file shows it."""
+    names = (*host.host_ksmd.TUNABLES, "run")
+    return {n: text.strip() for n in names if (text := (host.host_ksmd.KSM / n).read_text())}

@@ -171,9 +171,11 @@ def sampled() -> Report:
         calm=Stillness(
             samples=3,
             seconds=12.0,
+            scan_seconds=5.5,
             mappings=56170,
             calm=50553,
-            new=617,
+            new=600,
+            unread=17,
             changed=5000,
             fork_shared=38270,
             counters=counters,
@@ -183,9 +185,10 @@ def sampled() -> Report:
             cow_breaks_per_second=4.25,
         ),
         processes=(
-            process(100, "web-parent", 9, calm_pages=11234),
-            process(101, "web", 8, calm_pages=11233),
-            process(102, "idle", 7, mappings=0, calm_pages=0),
+            process(100, "web-parent", 9, calm_pages=11234, new_pages=0),
+            process(101, "web", 8, calm_pages=11133, new_pages=100),
+            process(102, "idle", 7, mappings=0, calm_pages=0, new_pages=0),
+            process(103, "worker", 6, calm_pages=0, new_pages=11234),
         ),
     )
 
@@ -510,8 +513,11 @@ def test_samples_in_the_terminal() -> None:
     check_terminal(to_terminal(sampled(), width=40), 40)
     said = words(text)
     assert (
-        "Pages that stood still over 3 samples free 10400 frames (40.6 MiB) alone, 37.1 MiB net."
+        "KSM would free 10400 to 11457 page frames (40.6 MiB to 44.8 MiB) and cost 3.6 MiB of its "
+        "own: 37.1 MiB to 41.2 MiB gained. The first is of the pages that stood still over 3 "
+        "samples in 12.0 s, the second if all pages stay as they are from here on."
     ) in said
+    assert "not read in every sample 17" in said
     assert "Over 3 samples in 12.0 s" in said
     assert "calm: equal in every sample 50553 90.0 %" in said
     assert "changed 5000 8.9 %" in said
@@ -519,16 +525,25 @@ def test_samples_in_the_terminal() -> None:
     assert "pages_sharing 38000 42037" in said
     assert "frames freed 10400 11457" in said
     lines = text.splitlines()
-    assert sum(line.endswith("MiB 100 %") for line in lines) == 2  # all of 11234, and none of none
-    assert sum(line.endswith("MiB  99 %") for line in lines) == 1  # all but one
+    first = next(number for number, line in enumerate(lines) if "web-parent" in line)
+    shares = [line.rpartition("MiB")[2].strip() for line in lines[first : first + 4]]
+    assert shares == ["100 %", "99 %", "-", "new"]  # 99 %: one of 11134 that are not new changed
+    calm = sampled().calm
+    assert calm is not None
+    still = replace(calm, frames_freed=11457)
+    assert "All of these stood still over 3 samples in 12.0 s." in words(
+        to_terminal(replace(sampled(), calm=still))
+    )
 
 
 def test_samples_in_json() -> None:
     made = document(sampled())
     assert made["calm"]["cow_breaks_per_second"] == 4.25
     assert [row["cow_breaks"] for row in made["timeline"]] == [0, 0, 25]
-    assert [row["calm_pages"] for row in made["processes"]] == [11234, 11233, 0]
+    assert [row["calm_pages"] for row in made["processes"]] == [11234, 11133, 0, 0]
     assert made["calm"]["counters"]["pages_sharing"] == 38000
+    assert [row["new_pages"] for row in made["processes"]] == [0, 100, 0, 11234]
+    assert (made["calm"]["unread"], made["calm"]["scan_seconds"]) == (17, 5.5)
 
 
 def test_what_the_run_cost() -> None:

@@ -17,18 +17,19 @@ class Calm:
     """Of the candidate mappings of the last sample, how many were the same in all samples.
 
     A mapping is calm if it was there in every sample with equal contents, new if it was not
-    there in all of them, and changed otherwise: mappings - calm - new. Arrays of shape (P,)
-    and (V,), rows of the last sample.
+    there in all of them, unread if a sample could not read it, and changed otherwise: mappings -
+    calm - new - unread. Arrays of shape (P,) and (V,), rows of the last sample.
     """
 
     samples: int
     calm: I64
     new: I64
+    unread: I64
     mappings: I64
     vma_calm: I64
     vma_mappings: I64
     fork_shared: int
-    """Mappings of the last sample beyond the first of their frame. ksmd counts those it does
+    """Mappings of the selected processes beyond the first of their frame. ksmd counts those it does
     not merge as pages_volatile, though nothing about them changes."""
     still: NDArray[np.bool_]
     """Shape (M,), mappings of the last sample: calm ones."""
@@ -41,21 +42,26 @@ def calm(samples: Sequence[Snapshot]) -> Calm:
     last = samples[-1]
     vmas, count = last.vmas, len(last.processes)
     same = np.ones(len(last.mappings), np.bool_)
-    there = same.copy()
+    there, read = same.copy(), same.copy()
     for earlier in samples[:-1]:
-        found, equal = _compare(earlier, last)
+        found, equal, known = _compare(earlier, last)
         there &= found
         same &= equal
+        read &= known
     total = np.diff(vmas.offset)
     steady, fresh = per_vma(vmas, same), per_vma(vmas, ~there)
+    selected = np.repeat(last.processes.selected[vmas.process], total)
+    frames = np.zeros(len(last.frames), np.bool_)
+    frames[last.mappings.frame[selected]] = True
     return Calm(
         samples=len(samples),
         calm=per_process(vmas, steady, count),
         new=per_process(vmas, fresh, count),
+        unread=per_process(vmas, per_vma(vmas, there & ~read), count),
         mappings=per_process(vmas, total, count),
         vma_calm=steady,
         vma_mappings=total,
-        fork_shared=len(last.mappings) - len(last.frames),
+        fork_shared=int(selected.sum()) - int(frames.sum()),
         still=same,
         ended=_missing(samples[:-1], last),
         started=_missing([last], samples[0]),
@@ -105,8 +111,11 @@ def _addresses(snapshot: Snapshot) -> tuple[U64, I64]:
     return address, vmas.offset[first]
 
 
-def _compare(earlier: Snapshot, last: Snapshot) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which mappings of `last` were in `earlier`, and which of them with equal contents."""
+def _compare(
+    earlier: Snapshot, last: Snapshot
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which mappings of `last` were in `earlier`, which of them with equal contents, and of which
+    both contents were read."""
     old_address, old_bounds = _addresses(earlier)
     address, bounds = _addresses(last)
     old_hash = earlier.frames.hash[earlier.mappings.frame]
@@ -116,6 +125,7 @@ def _compare(earlier: Snapshot, last: Snapshot) -> tuple[NDArray[np.bool_], NDAr
     known = _keys(earlier)
     found = np.zeros(len(address), np.bool_)
     equal = np.zeros(len(address), np.bool_)
+    known_contents = np.zeros(len(address), np.bool_)
     for key, row in _keys(last).items():
         if key not in known:
             continue
@@ -126,6 +136,6 @@ def _compare(earlier: Snapshot, last: Snapshot) -> tuple[NDArray[np.bool_], NDAr
             continue
         at = np.minimum(np.searchsorted(old, address[mine]), len(old) - 1)
         found[mine] = old[at] == address[mine]
-        equal[mine] = found[mine] & (old_hash[low:high][at] == hashes[mine])
-        equal[mine] &= read[mine] & old_read[low:high][at]
-    return found, equal
+        known_contents[mine] = found[mine] & read[mine] & old_read[low:high][at]
+        equal[mine] = known_contents[mine] & (old_hash[low:high][at] == hashes[mine])
+    return found, equal, known_contents

@@ -76,17 +76,19 @@ class Pass:
 
 @dataclass(frozen=True)
 class Stillness:
-    """Candidate mappings of the last sample: calm + new + changed = mappings.
+    """Candidate mappings of the last sample: calm + new + unread + changed = mappings.
 
     From `counters` on: once settled, if only calm pages ever merge. Report.system and .savings
-    are if all do; what a ksmd that never stops arrives at is in between.
+    are if all do, and stay as they are.
     """
 
     samples: int
     seconds: float | None  # from the first sample to the last; None: not known (vmcores)
+    scan_seconds: float  # what ksmd would take for one full scan: samples closer see less change
     mappings: int
     calm: int  # there with equal contents in every sample
     new: int  # not there in every sample
+    unread: int  # could not be read in every sample
     changed: int
     fork_shared: int  # beyond the first of their frame: pages_volatile unless merged, yet calm
     counters: Mapping[str, int]
@@ -140,6 +142,7 @@ class ProcessRow:
     pss_before: int  # bytes, of the candidate pages
     pss_after: int
     calm_pages: int | None = None  # with several samples
+    new_pages: int | None = None  # of these, not there in every sample
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,10 @@ def stillness(console: Console, report: Report) -> None:
         ("calm: equal in every sample", calm.calm),
         ("changed", calm.changed),
         ("new since the first sample", calm.new),
+        ("not read in every sample", calm.unread),
     ):
+        if not pages and name.startswith("not"):
+            continue
         share = percent(pages / calm.mappings) if calm.mappings else ""
         table.add_row(*map(plain, (name, str(pages), share)))
     console.print(table)

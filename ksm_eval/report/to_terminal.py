@@ -141,11 +141,19 @@ def _verdict(console: Console, report: Report) -> None:
             "processes and of those it scans already are KSM pages.",
             style="bold",
         )
+    calm = report.calm
     if not report.completeness.mappings:
         text = "None of these processes has a page that ksmd would look at."
     elif not savings.frames_freed:
         text = (
             f"KSM would free nothing {more or 'here'}".rstrip() + f", and cost {cost} of its own."
+        )
+    elif calm is not None and calm.frames_freed != savings.frames_freed:
+        text = (
+            f"KSM would free {calm.frames_freed} to {savings.frames_freed} {more}page frames "
+            f"({human_bytes(calm.bytes_freed)} to {human_bytes(savings.bytes_freed)}) and cost "
+            f"{cost} of its own: {human_bytes(calm.net_bytes)} to "
+            f"{human_bytes(savings.net_bytes)} gained."
         )
     else:
         frames = counted(savings.frames_freed, f"{more}page frame", f"{more}page frames")
@@ -158,14 +166,16 @@ def _verdict(console: Console, report: Report) -> None:
         else:
             text += f"not worth it, {human_bytes(-savings.net_bytes)} lost."
     console.print(text, style="bold")
-    if report.calm is not None and savings.frames_freed:
-        still = counted(report.calm.frames_freed, "frame", "frames")
-        console.print(
-            f"That is if all pages stay as they are. Pages that stood still over "
-            f"{report.calm.samples} samples free {still} "
-            f"({human_bytes(report.calm.bytes_freed)}) alone, "
-            f"{human_bytes(report.calm.net_bytes)} net."
-        )
+    if calm is not None and savings.frames_freed:
+        over = "" if calm.seconds is None else f" in {calm.seconds:.1f} s"
+        still = f"stood still over {calm.samples} samples{over}"
+        if calm.frames_freed == savings.frames_freed:
+            console.print(f"All of these {still}.")
+        else:
+            console.print(
+                f"The first is of the pages that {still}, the second if all pages stay as they "
+                "are from here on."
+            )
     profit = report.system.counters.get("general_profit")
     if profit is not None and profit > max(savings.net_bytes, 0):
         console.print(
@@ -292,13 +302,20 @@ def _processes(console: Console, report: Report) -> None:
             human_bytes(process.pss_after),
         ]
         if process.calm_pages is not None:
-            share = process.calm_pages / process.mappings if process.mappings else 1.0
-            cells.append(f"{math.floor(100 * share)} %")  # 100 is all of them
+            cells.append(_calm_share(process))
         table.add_row(*map(plain, cells))
     console.print(table)
     hidden = len(ranked) - TOP_PROCESSES
     if hidden > 0:
         console.print(f"{hidden} more not shown; --format json has all of them.")
+
+
+def _calm_share(process: ProcessRow) -> str:
+    """Of the pages that were there in every sample; 100 % is all of them."""
+    old = process.mappings - (process.new_pages or 0)
+    if not old:
+        return "new" if process.new_pages else "-"
+    return f"{math.floor(100 * (process.calm_pages or 0) / old)} %"
 
 
 def _ineligible(console: Console, report: Report) -> None:

@@ -202,7 +202,9 @@ def classify_symbols(paths: Sequence[Path]) -> Given:
             with path.open("rb") as file:
                 head = file.read(256)
         except OSError as error:
-            raise TargetError(f"cannot read {path}: {error.strerror}") from None
+            raise TargetError(
+                f"cannot read {path}: {error.strerror}", "check the path after -s/--symbols"
+            ) from None
         if head.startswith(b"\x7fELF"):
             if vmlinux:
                 raise UsageError(f"two vmlinux files are given: {vmlinux} and {path}")

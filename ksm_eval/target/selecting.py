@@ -61,7 +61,10 @@ def select(
     for pattern in selection.comms:
         called = [group for group in groups.values() if fnmatchcase(group.comm, pattern)]
         if not called:
-            raise UsageError(f"no process is called {pattern!r} in the target")
+            raise UsageError(
+                f"no process is called {pattern!r} in the target",
+                "give the name in /proc/PID/comm, at most 15 characters, or a glob such as 'php*'",
+            )
         if not selection.children and not any(group.has_memory for group in called):
             raise UsageError(
                 f"all that is called {pattern!r} in the target has no memory of its own: "

@@ -9,7 +9,7 @@ import fcntl
 import os
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -87,15 +87,27 @@ def ksmd(wait: float = 0) -> Iterator[None]:
         before = {name: (KSM / name).read_text() for name in TUNABLES if (KSM / name).exists()}
         if "advisor_mode" in before:
             before["advisor_mode"] = before["advisor_mode"].partition("[")[2].partition("]")[0]
-        run = value("run")
         try:
             put("run", 2)  # counters from 0
+            if "advisor_mode" in before:
+                put("advisor_mode", "none")  # while it is on, it alone sets pages_to_scan
             yield
         finally:
-            put("run", 2)
-            for name, text in before.items():
-                put(name, text.strip())
-            put("run", run)
+            _restore(before)
+
+
+def _restore(before: Mapping[str, str]) -> None:
+    """All of it, whatever refuses; ksmd did not run. Raises OSError at the end if some did."""
+    off = [("advisor_mode", "none")] if "advisor_mode" in before else []
+    steps = [("run", "2"), *off, *before.items(), ("run", "0")]  # the advisor last, if it was on
+    refused = []
+    for name, text in steps:
+        try:
+            put(name, text.strip())
+        except OSError as error:
+            refused.append(f"{name}: {error.strerror}")
+    if refused:
+        raise OSError(f"ksmd's settings are not as they were: {', '.join(refused)}")
 
 
 def _locked(file: int) -> bool:
