@@ -73,7 +73,9 @@ def open_live(via: str = "auto", *, symbols: Sequence[Path] = ()) -> Target:
         from ksm_eval.target.live import open_kernel
 
         try:
-            return KernelTarget(open_kernel(symbols=symbols))
+            kernel = KernelTarget(open_kernel(symbols=symbols))
+            kernel.probe()
+            return kernel
         except TargetError as error:
             if via == "kcore" or symbols:
                 raise

@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import drgn
 import numpy as np
@@ -19,10 +20,12 @@ from drgn.helpers.linux.pid import find_task, for_each_task
 from numpy.typing import NDArray
 
 from ksm_eval.errors import KsmEvalError, TargetError, UsageError
+from ksm_eval.evaluate import open_live
 from ksm_eval.snapshot import U64
 from ksm_eval.target import symbols
 from ksm_eval.target.btf import BtfError
 from ksm_eval.target.containers import identify
+from ksm_eval.target.kernel import KernelTarget
 from ksm_eval.target.program import OpenedProgram, open_core, read_btf
 from tests import containers
 
@@ -376,3 +379,29 @@ def readable(prog: Program, pfn: int) -> bool:
     except drgn.FaultError:
         return False
     return True
+
+
+def test_kcore_that_lacks_something_falls_back_to_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would fail when the first page table is read is found when the target is opened."""
+    target = KernelTarget(open_core(TINY))
+    target.probe()
+    broken = KernelTarget(open_core(TINY))
+
+    def none(*_: object) -> None:
+        return None
+
+    monkeypatch.setattr("ksm_eval.target.kernel._first_value", none)
+    monkeypatch.setattr(broken, "_arch", broken._arch._replace(image_to_physical=none))
+    with pytest.raises(TargetError, match="zero page cannot be found"):
+        broken.probe()
+    monkeypatch.setattr("ksm_eval.target.live.open_kernel", lambda **_: open_core(TINY))
+    monkeypatch.setattr("ksm_eval.target.kernel.KernelTarget", lambda _: broken)
+    notes: list[str] = []
+    through_proc = SimpleNamespace(info=SimpleNamespace(notes=notes))
+    monkeypatch.setattr("ksm_eval.target.procfs.open_proc", lambda: through_proc)
+    assert open_live() is through_proc
+    assert notes == [
+        "the running kernel was read through /proc: the kernel's zero page cannot be found"
+    ]
+    with pytest.raises(TargetError):
+        open_live("kcore")

@@ -144,6 +144,12 @@ class KernelTarget:
             self.direct.close()
             self.direct = None
 
+    def probe(self) -> None:
+        """Look for what every question needs of types and variables. Raises TargetError now if it
+        would later."""
+        self.rules()
+        _ = self._layout, self._page_layout
+
     @cached_property
     def _rules(self) -> Rules:
         return detect_rules(self._prog, self.info.notes)
