@@ -20,7 +20,7 @@ from ksm_eval.collect import collect
 from ksm_eval.errors import TargetError, UsageError
 from ksm_eval.evaluate import open_live
 from ksm_eval.snapshot import Entry, FrameFlag, MappingFlag, Snapshot, has
-from ksm_eval.target import Gone, Selection, Target, Unreadable, proc_pages, read_page
+from ksm_eval.target import Gone, Selection, Target, Unreadable, read_page
 from ksm_eval.target.proc_maps import dax_devices, parse_smaps
 from ksm_eval.target.proc_nodes import nodes
 from ksm_eval.target.proc_tasks import ProcGroup, read_ksm_stat
@@ -310,33 +310,6 @@ def test_drgn_is_not_needed(frozen: list[int]) -> None:
     assert report["run"]["drgn"] is None
     assert report["target"]["kind"] == "procfs"
     assert "the running kernel was read through /proc: as asked" in report["notes"]
-
-
-def test_lookup_finds_what_single_reads_find() -> None:
-    fd = os.open("/proc/kpageflags", os.O_RDONLY)
-    pfns = np.unique(np.random.default_rng(1).integers(0, 1 << 16, 3000)).astype(np.uint64)
-    pfns = np.concatenate((pfns, np.arange(70_000, 70_500, dtype=np.uint64)))
-    found = proc_pages.lookup(fd, np.append(pfns, np.uint64(1 << 40)))
-    bits = proc_pages.KPF_ZERO_PAGE | 1 << 20  # what does not change: these and holes
-    for number, flag in zip(pfns[::50].tolist(), found[:-1][::50].tolist(), strict=True):
-        one = int.from_bytes(os.pread(fd, 8, number * 8), "little")
-        assert one & bits == flag & bits
-    assert found[-1] == 0  # beyond the end
-    os.close(fd)
-
-
-def test_the_extent_of_compounds(tmp_path: Path) -> None:
-    """Orders 0, 1, 2 and 3 in one block of 16, and a whole block."""
-    flags = np.zeros(32, np.uint64)
-    for first, pages in ((2, 2), (4, 4), (8, 8), (16, 16)):
-        flags[first + 1 : first + pages] = proc_pages.KPF_TAIL
-    (tmp_path / "kpageflags").write_bytes(flags.tobytes())
-    fd = os.open(tmp_path / "kpageflags", os.O_RDONLY)
-    pfns = np.array([0, 1, 3, 4, 6, 7, 8, 15, 16, 31], np.uint64)
-    head, size = proc_pages.compounds(fd, pfns, 16)
-    os.close(fd)
-    assert head.tolist() == [0, 1, 2, 4, 4, 4, 8, 8, 16, 16]
-    assert size.tolist() == [1, 1, 2, 4, 4, 4, 8, 8, 16, 16]
 
 
 def test_nodes(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ _PAGE_IS_HUGE = 1 << 6
 _SCAN_ARG = struct.Struct("=12Q")
 _PAGEMAP_SCAN = 3 << 30 | _SCAN_ARG.size << 16 | ord("f") << 8 | 16  # _IOWR('f', 16, …)
 _REGIONS = 8192
+_STEP = 128 << 20  # bytes a call: the kernel holds mmap_lock for all of it, up to 50 ns a page
 
 
 def open_page_files(page_size: int) -> tuple[int, int]:
@@ -77,21 +78,36 @@ def open_page_files(page_size: int) -> tuple[int, int]:
 class Regions:
     """Populated parts of an address range, where the kernel can list them (6.7+)."""
 
-    def __init__(self, page_size: int) -> None:
-        self._page_size = page_size
+    def __init__(self, page_size: int, step: int = _STEP) -> None:
+        self._page_size, self._step = page_size, step
         self._regions = array.array("Q", bytes(24 * _REGIONS))
         self.works = True
 
     def populated(self, fd: int, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
-        """(first page, last page + 1, mapped by PMDs) with page numbers from address 0.
+        """(first page, last page + 1, mapped by PMDs) with page numbers from address 0; no two
+        that adjoin are alike.
 
         Without PAGEMAP_SCAN the whole range, not by PMDs, and `works` is False afterwards.
         """
+        begin = behind = 0
+        kind = False
+        for first, last, huge in self._pieces(fd, start, end):
+            if (first, huge) != (behind, kind):
+                if begin < behind:
+                    yield begin, behind, kind
+                begin, kind = first, huge
+            behind = last
+        if begin < behind:
+            yield begin, behind, kind
+
+    def _pieces(self, fd: int, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
+        """The same, cut anywhere."""
         while start < end and self.works:
+            limit = min(start - start % self._step + self._step, end)
             address, room = self._regions.buffer_info()
             argument = bytearray(
                 _SCAN_ARG.pack(
-                    _SCAN_ARG.size, 0, start, end, 0, address, room // 3, 0, 0, 0,
+                    _SCAN_ARG.size, 0, start, limit, 0, address, room // 3, 0, 0, 0,
                     _PAGE_IS_PRESENT | _PAGE_IS_SWAPPED, _PAGE_IS_HUGE | _PAGE_IS_PRESENT,
                 )
             )  # fmt: skip
