@@ -75,3 +75,23 @@ def test_the_extent_of_compounds(tmp_path: Path) -> None:
     os.close(fd)
     assert head.tolist() == [0, 1, 2, 4, 4, 4, 8, 8, 16, 16]
     assert size.tolist() == [1, 1, 2, 4, 4, 4, 8, 8, 16, 16]
+
+
+def test_readers_wait_before_each_read(tmp_path: Path) -> None:
+    """As many bytes as are read, a CHUNK at a time."""
+    chunk = proc_pages.CHUNK
+    entries = np.arange(2 * chunk + 64, dtype=np.uint64)
+    (tmp_path / "entries").write_bytes(entries.tobytes())
+    waits: list[int] = []
+    with (tmp_path / "entries").open("rb") as file:
+        every = proc_pages.lookup(file.fileno(), entries, waits.append)
+        assert waits == [8 * chunk, 8 * chunk, 8 * 64]
+        waits.clear()
+        some = np.array([1, 3, 2 * chunk], np.uint64)
+        found = proc_pages.lookup(file.fileno(), some, waits.append)
+        assert waits == [8 * 3, 8]
+        waits.clear()
+        proc_pages.compounds(file.fileno(), some, 16, waits.append)
+        assert waits == [8 * 16, 8 * 16]
+    assert np.array_equal(every, entries)
+    assert np.array_equal(found, some)

@@ -8,8 +8,9 @@ import fcntl
 import mmap
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,9 @@ _PROC = Path("/proc")
 
 CHUNK = 1 << 17  # entries a read: 1 MiB
 HOLE = 64  # entries not asked for that are worth reading to keep a run going
+
+Wait: TypeAlias = Callable[[int], None]
+"""Called with the number of bytes before each read (Meter.wait)."""
 
 # /proc/PID/pagemap: Documentation/admin-guide/mm/pagemap.rst
 PM_PFN = (1 << 55) - 1
@@ -148,7 +152,11 @@ def read_entries(fd: int, first: int, last: int) -> U64:
     return np.concatenate((part, read_entries(fd, first + len(part), last)))
 
 
-def lookup(fd: int, pfns: U64) -> U64:
+def _at_once(size: int) -> None:
+    del size
+
+
+def lookup(fd: int, pfns: U64, wait: Wait = _at_once) -> U64:
     """The entries of ascending PFNs in kpageflags or kpagecount; 0 beyond the end of it."""
     out = np.zeros(len(pfns), np.uint64)
     if not len(pfns):
@@ -160,11 +168,14 @@ def lookup(fd: int, pfns: U64) -> U64:
     highs = (pfns[ends - 1] + np.uint64(1)).tolist()
     for row, end, low, high in zip(starts.tolist(), ends.tolist(), lows, highs, strict=True):
         if high - low == end - row and high - low <= CHUNK:  # no holes
+            wait(8 * (high - low))
             found = read_entries(fd, low, high)
             out[row : row + len(found)] = found
             continue
         for begin in range(low, high, CHUNK):
-            found = read_entries(fd, begin, min(begin + CHUNK, high))
+            limit = min(begin + CHUNK, high)
+            wait(8 * (limit - begin))
+            found = read_entries(fd, begin, limit)
             left, right = row + np.searchsorted(
                 pfns[row:end], np.array([begin, begin + len(found)], np.uint64)
             )
@@ -190,7 +201,7 @@ def ksm_flag_works(kpageflags: int, page_size: int) -> bool:
         return flags & (KPF_ANON | KPF_KSM) == KPF_ANON
 
 
-def compounds(fd: int, pfns: U64, pages: int) -> tuple[U64, U64]:
+def compounds(fd: int, pfns: U64, pages: int, wait: Wait = _at_once) -> tuple[U64, U64]:
     """(PFN of the head, pages) of the compound page that each of ascending `pfns` is in.
 
     `pages` a PMD maps: no anonymous compound page is larger, and each is aligned to its size.
@@ -205,7 +216,7 @@ def compounds(fd: int, pfns: U64, pages: int) -> tuple[U64, U64]:
     for begin in range(0, len(blocks), CHUNK // pages):
         part = blocks[begin : begin + CHUNK // pages]
         every = (part[:, None] * np.uint64(pages) + np.arange(pages, dtype=np.uint64)).ravel()
-        found = lookup(fd, every.astype(np.uint64)).reshape(len(part), pages)
+        found = lookup(fd, every.astype(np.uint64), wait).reshape(len(part), pages)
         first, count = _extent((found & np.uint64(KPF_TAIL)) != 0)
         rows = slice(*np.searchsorted(row, (begin, begin + len(part))).tolist())
         at = (row[rows] - begin, (pfns[rows] % np.uint64(pages)).astype(np.int64))

@@ -53,6 +53,8 @@ RowOf: TypeAlias = Callable[[U64], I64]
 PAGE_BITS = 45  # of a page number: 57-bit addresses, pages of 4 KiB
 PAGE_MASK = (1 << PAGE_BITS) - 1
 
+_SMAPS_READ = 1 << 16  # at most; the kernel gives a few VMAs at a time
+
 
 @dataclass
 class _Opened:
@@ -143,8 +145,7 @@ class ProcTarget:
     def vmas(self, process: Process, *, mergeable_only: bool) -> list[Vma]:
         group = _group(process)
         try:
-            raw = (PROC / str(group.task) / "smaps").read_bytes()
-            text = raw.decode("utf-8", "backslashreplace")
+            text = self._smaps(group.task).decode("utf-8", "backslashreplace")
             vmas = parse_smaps(text, mergeable_only=mergeable_only, dax_devices=self._dax)
         except OSError as error:
             raise _ended(group, error) from error
@@ -153,6 +154,14 @@ class ProcTarget:
         if not group.still_there():
             raise _ended(group)
         return vmas
+
+    def _smaps(self, task: int) -> bytes:
+        parts = []
+        with (PROC / str(task) / "smaps").open("rb", buffering=0) as file:
+            while part := file.read(_SMAPS_READ):
+                parts.append(part)
+                self.meter.wait(len(part))
+        return b"".join(parts)
 
     def walk(self, process: Process, vmas: Sequence[Vma]) -> WalkedVmas:
         group = _group(process)
@@ -237,7 +246,9 @@ class ProcTarget:
         pages = np.ones(len(pfns), np.uint32)
         large = np.flatnonzero(candidate & ((flags & np.uint64(proc_pages.KPF_THP)) != 0))
         pmd_pages = self._page_size // 8  # HPAGE_PMD_NR: a table of 8-byte entries
-        head[large], pages[large] = proc_pages.compounds(self._kpageflags, pfns[large], pmd_pages)
+        head[large], pages[large] = proc_pages.compounds(
+            self._kpageflags, pfns[large], pmd_pages, self.meter.wait
+        )
         whole = self._pmd_mappings(row_of, head, mapcount)
         self._check_thps(len(large))
         return FrameTable(
@@ -253,8 +264,7 @@ class ProcTarget:
         )
 
     def _lookup(self, fd: int, pfns: U64) -> U64:
-        self.meter.wait(8 * len(pfns))
-        return proc_pages.lookup(fd, pfns)
+        return proc_pages.lookup(fd, pfns, self.meter.wait)
 
     def pte_behind(self, heads: U64, pages: U32) -> None:
         """/proc does not tell it."""
@@ -326,7 +336,7 @@ class ProcTarget:
         count = size // self._page_size
         at = int(np.searchsorted(self._places, np.uint64(place), sorter=self._by_place))
         expected = self._pfns[self._by_place[at : at + count]]
-        self.meter.wait(size)
+        self.meter.wait(size + 8 * count)
         try:
             # A page that went away must not be brought back by reading it.
             now = proc_pages.read_entries(opened.pagemap, page, page + count)
