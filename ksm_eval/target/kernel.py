@@ -132,7 +132,7 @@ class KernelTarget:
         # Of a live target, what was walked; the frames that frames() was asked about, and what was
         # in them.
         self._walks = Walks(self.info.page_size)
-        self._known: tuple[U64, U64] = (np.empty(0, np.uint64), np.empty((0, 3), np.uint64))
+        self._known: tuple[U64, U64] = (np.empty(0, np.uint64), np.empty(0, np.uint64))
 
     def close(self) -> None:
         """The Program goes with its last reference."""
@@ -256,7 +256,7 @@ class KernelTarget:
     @_while_there
     def frames(self, pfns: U64) -> FrameTable:
         if self._opened.live:
-            valid = pfns[pfns < self._max_pfn]
+            valid = pfns[: np.searchsorted(pfns, np.uint64(self._max_pfn))]
             known = identities(self._read_virtual, self._page_layout, valid)
             self._known = valid, known
         table = classify(

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ksm_eval.replay.rules import Rules, Settings
 from ksm_eval.snapshot import I64, U8, U16, U32, U64, Entry, FrameFlag, MappingFlag, mark
+from ksm_eval.tables import table_fits
 from ksm_eval.target import (
     WENT_AWAY,
     FrameTable,
@@ -354,7 +355,7 @@ class ProcTarget:
 def _row_finder(pfns: U64) -> RowOf:
     """PFNs -> their rows in the ascending `pfns`, by a table where that is not too large."""
     top = int(pfns[-1]) + 1 if len(pfns) else 0
-    if top > 64 * len(pfns) + (1 << 24):
+    if not table_fits(4 * top, len(pfns)):
         return lambda wanted: np.searchsorted(pfns, wanted).astype(np.int64)
     table = np.zeros(top, np.uint32)
     table[pfns] = np.arange(len(pfns), dtype=np.uint32)
