@@ -51,7 +51,9 @@ from ksm_eval.target import (
 )
 
 BYTES_A_MAPPING = 200
-"""Of memory that collecting and replaying take at most, where each mapping has its own frame."""
+"""Of memory that collecting and replaying take at most, where each mapping has its own frame.
+Measured through /proc, beside 36 MiB for code: 140 where a million pages adjoin, 155 where half a
+million are apart."""
 
 _BLOCK = 1 << 18  # mappings for which numbers of 8 bytes are in memory at once
 

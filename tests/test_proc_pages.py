@@ -77,6 +77,30 @@ def test_the_extent_of_compounds(tmp_path: Path) -> None:
     assert size.tolist() == [1, 1, 2, 4, 4, 4, 8, 8, 16, 16]
 
 
+def test_ranges_to_read() -> None:
+    """Every region is in them, no larger hole is; the PMDs of each are told."""
+    draw = np.random.default_rng(8)
+    bounds = np.cumsum(draw.choice([1, 3, 63, 64, 65, 66, 200, 300_000], 400)).tolist()
+    regions = [
+        (first, last, bool(draw.integers(2)))
+        for first, last in zip(bounds[::2], bounds[1::2], strict=True)
+    ]
+    read, huge = set[int](), set[int]()
+    for first, last, by_pmd in proc_pages.joined(iter(regions)):
+        assert first < last <= first + proc_pages.CHUNK
+        pages = range(first, last)
+        assert read.isdisjoint(pages)
+        read.update(pages)
+        huge.update(*(range(max(first, begin), min(last, end)) for begin, end in by_pmd))
+    expected, before = set[int](), bounds[0]
+    for first, last, _ in regions:
+        expected.update(range(before if first - before <= proc_pages.HOLE else first, last))
+        before = last
+    assert read == expected
+    assert huge == {page for first, last, kind in regions if kind for page in range(first, last)}
+    assert list(proc_pages.joined([])) == []
+
+
 def test_readers_wait_before_each_read(tmp_path: Path) -> None:
     """As many bytes as are read, a CHUNK at a time."""
     chunk = proc_pages.CHUNK

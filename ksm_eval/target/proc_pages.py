@@ -8,7 +8,7 @@ import fcntl
 import mmap
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeAlias
 
@@ -129,18 +129,27 @@ class Regions:
             yield start // self._page_size, end // self._page_size, False
 
 
-def joined(regions: list[tuple[int, int, bool]]) -> Iterator[tuple[int, int]]:
+def joined(
+    regions: Iterable[tuple[int, int, bool]],
+) -> Iterator[tuple[int, int, list[tuple[int, int]]]]:
     """Ranges of page numbers to read: `regions` (ascending) with small holes filled, cut to
-    CHUNK."""
-    at = 0
-    while at < len(regions):
-        first, last, _ = regions[at]
-        at += 1
-        while at < len(regions) and regions[at][0] - last <= HOLE:
-            last = regions[at][1]
-            at += 1
-        for begin in range(first, last, CHUNK):
-            yield begin, min(begin + CHUNK, last)
+    CHUNK; and of each the parts mapped by PMDs, which may reach beyond it."""
+    first = last = 0
+    huge: list[tuple[int, int]] = []
+    for begin, end, by_pmd in regions:
+        if begin - last > HOLE or first == last:
+            if first < last:
+                yield first, last, huge
+            first, huge = begin, []
+        last = end
+        if by_pmd:
+            huge.append((begin, end))
+        while last - first > CHUNK:
+            yield first, first + CHUNK, huge
+            first += CHUNK
+            huge = [part for part in huge if part[1] > first]
+    if first < last:
+        yield first, last, huge
 
 
 def read_entries(fd: int, first: int, last: int) -> U64:
@@ -159,8 +168,13 @@ def _at_once(size: int) -> None:
 def lookup(fd: int, pfns: U64, wait: Wait = _at_once) -> U64:
     """The entries of ascending PFNs in kpageflags or kpagecount; 0 beyond the end of it."""
     out = np.zeros(len(pfns), np.uint64)
-    if not len(pfns):
-        return out
+    for begin in range(0, len(pfns), CHUNK):  # few of Python's own numbers at a time
+        part = slice(begin, begin + CHUNK)
+        _lookup(fd, pfns[part], wait, out[part])
+    return out
+
+
+def _lookup(fd: int, pfns: U64, wait: Wait, out: U64) -> None:
     breaks = np.flatnonzero(np.diff(pfns.view(np.int64)) > HOLE // 8) + 1
     starts = np.concatenate(([0], breaks))
     ends = np.concatenate((breaks, [len(pfns)]))
@@ -180,7 +194,6 @@ def lookup(fd: int, pfns: U64, wait: Wait = _at_once) -> U64:
                 pfns[row:end], np.array([begin, begin + len(found)], np.uint64)
             )
             out[left:right] = found[(pfns[left:right] - np.uint64(begin)).astype(np.int64)]
-    return out
 
 
 def ksm_flag_works(kpageflags: int, page_size: int) -> bool:

@@ -54,6 +54,10 @@ RowOf: TypeAlias = Callable[[U64], I64]
 PAGE_BITS = 45  # of a page number: 57-bit addresses, pages of 4 KiB
 PAGE_MASK = (1 << PAGE_BITS) - 1
 
+_Part: TypeAlias = tuple[U64, U32, U8]
+"""Of candidates: pagemap entry, page number in the VMA, flags."""
+_SMALL_PARTS = 1024  # an array takes a hundred bytes beside what is in it
+
 _SMAPS_READ = 1 << 16  # at most; the kernel gives a few VMAs at a time
 
 
@@ -190,13 +194,14 @@ class ProcTarget:
     def _walk(self, fd: int, vmas: Sequence[Vma]) -> tuple[WalkedVmas, NDArray[np.bool_]]:
         kinds = swap_types(self._names).entry_of_type()
         entries = np.zeros((len(vmas), len(Entry)), np.uint32)
-        parts: list[tuple[U64, U32, U8]] = []  # pagemap entries of candidates, page, flags
+        parts: list[_Part] = []
+        whole = 0  # parts of many small ones
         counts = []
         for row, vma in enumerate(vmas):
             found = 0
             start = vma.start // self._page_size
-            regions = list(self._regions.populated(fd, vma.start, vma.end))
-            for first, last in proc_pages.joined(regions):
+            regions = self._regions.populated(fd, vma.start, vma.end)
+            for first, last, by_pmd in proc_pages.joined(regions):
                 self.meter.wait(8 * (last - first))
                 raw = proc_pages.read_entries(fd, first, last)
                 present = (raw & np.uint64(proc_pages.PM_PRESENT)) != 0
@@ -209,20 +214,23 @@ class ProcTarget:
                 flags = np.zeros(len(raw), np.uint8)
                 if not vma.flags & (VM_READ | VM_WRITE | VM_EXEC):
                     flags |= np.uint8(MappingFlag.PROT_NONE)
-                for begin, end, huge in regions:
-                    if huge and end > first and begin < last:
-                        flags[max(begin - first, 0) : end - first] |= np.uint8(MappingFlag.HUGE)
-                parts.append((raw[rows], (rows + (first - start)).astype(np.uint32), flags[rows]))
+                for begin, end in by_pmd:
+                    flags[max(begin - first, 0) : end - first] |= np.uint8(MappingFlag.HUGE)
+                found_here = (rows + (first - start)).astype(np.uint32)
+                parts.append((raw[rows], found_here, flags[rows]))
+                if len(parts) - whole == _SMALL_PARTS:
+                    parts[whole:] = [_one(parts[whole:])]
+                    whole += 1
                 found += len(rows)
             counts.append(found)
-        raw = np.concatenate([np.empty(0, np.uint64), *(part[0] for part in parts)])
+        raw, page, flags = _one(parts)
         pfn = raw & np.uint64(proc_pages.PM_PFN)
         exclusive = (raw & np.uint64(proc_pages.PM_EXCLUSIVE)) != 0
         walked = WalkedVmas(
             offset=np.concatenate(([0], np.cumsum(counts))).astype(np.int64),
             pfn=pfn,
-            page=np.concatenate([np.empty(0, np.uint32), *(part[1] for part in parts)]),
-            flags=np.concatenate([np.empty(0, np.uint8), *(part[2] for part in parts)]),
+            page=page,
+            flags=flags,
             entries=entries,
         )
         return walked, exclusive
@@ -350,6 +358,14 @@ class ProcTarget:
             raise Unreadable(f"read error ({error.strerror})") from error
         if done < size:
             raise Unreadable(WENT_AWAY)
+
+
+def _one(parts: Sequence[_Part]) -> _Part:
+    return (
+        np.concatenate([np.empty(0, np.uint64), *(part[0] for part in parts)]),
+        np.concatenate([np.empty(0, np.uint32), *(part[1] for part in parts)]),
+        np.concatenate([np.empty(0, np.uint8), *(part[2] for part in parts)]),
+    )
 
 
 def _row_finder(pfns: U64) -> RowOf:
