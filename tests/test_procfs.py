@@ -19,8 +19,8 @@ from ksm_eval import cli
 from ksm_eval.collect import collect
 from ksm_eval.errors import TargetError, UsageError
 from ksm_eval.evaluate import open_live
-from ksm_eval.snapshot import Entry, FrameFlag, MappingFlag, Snapshot, has
-from ksm_eval.target import Gone, Selection, Target, Unreadable, read_page
+from ksm_eval.snapshot import U64, Entry, FrameFlag, MappingFlag, Snapshot, has
+from ksm_eval.target import Gone, Selection, Target, Unreadable, proc_pages, read_page
 from ksm_eval.target.proc_maps import dax_devices, parse_smaps
 from ksm_eval.target.proc_nodes import nodes
 from ksm_eval.target.proc_tasks import ProcGroup, read_ksm_stat
@@ -136,6 +136,26 @@ def test_contents(frozen: list[int], snapshot: Snapshot) -> None:
     assert len(first) > 100
 
 
+REFERENCED, LRU, ACTIVE, IDLE = 1 << 2, 1 << 5, 1 << 6, 1 << 25  # of /proc/kpageflags
+
+
+def page_flags(pids: list[int]) -> tuple[U64, U64]:
+    """PFN and flags of each anonymous page."""
+    found = []
+    for pid in pids:
+        with Path(f"/proc/{pid}/pagemap").open("rb", buffering=0) as pagemap:
+            for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+                start, end = (int(bound, 16) // PAGE for bound in line.split()[0].split("-"))
+                if "[vsyscall]" not in line:
+                    found.append(proc_pages.read_entries(pagemap.fileno(), start, end))
+    entries = np.concatenate(found)
+    present = (entries & np.uint64(proc_pages.PM_PRESENT)) != 0
+    anonymous = present & ((entries & np.uint64(proc_pages.PM_FILE)) == 0)
+    pfns = np.unique(entries[anonymous] & np.uint64(proc_pages.PM_PFN))
+    with Path("/proc/kpageflags").open("rb", buffering=0) as flags:
+        return pfns, proc_pages.lookup(flags.fileno(), pfns)
+
+
 def test_nothing_is_disturbed(frozen: list[int]) -> None:
     def state() -> dict[str, int]:
         keys = ("Rss", "AnonHugePages", "Swap", "Anonymous", "Pss_Anon")
@@ -145,10 +165,23 @@ def test_nothing_is_disturbed(frozen: list[int]) -> None:
             found[f"minflt {pid}"], found[f"majflt {pid}"] = int(words[7]), int(words[9])
         return found
 
-    before = state()
+    before, marks = state(), page_flags(frozen)
     assert before["AnonHugePages"] > 0
     assert cli.run(["-q", "--pid", str(frozen[0]), "--children", "-o", "/dev/null"]) == 0
     assert state() == before
+    # But for this, of pages in the same places: read() marks a page as accessed.
+    pfns, flags = marks
+    again, now = page_flags(frozen)
+    assert np.array_equal(again, pfns)
+    changed = (flags ^ now) & ~np.uint64(IDLE)  # DAMON_STAT (6.17+) sets it at any time
+    lru = (changed & np.uint64(LRU)) != 0  # some pages at a time wait for the LRU's lock
+    assert lru.sum() <= 2 * 31 * 512 * (os.cpu_count() or 1)
+    assert int(np.bitwise_or.reduce(changed)) & ~(REFERENCED | ACTIVE | LRU) == 0
+    assert int(np.bitwise_or.reduce(changed)) & (REFERENCED | ACTIVE) != 0
+
+
+def test_what_reading_disturbs_is_said(target: Target) -> None:
+    assert any("/proc marks it accessed" in note for note in target.info.notes)
 
 
 def test_selection(frozen: list[int], target: Target) -> None:

@@ -1,7 +1,10 @@
 """The Target of the running kernel through /proc: no /proc/kcore, no drgn.
 
 Only pages that are present are read, from the process itself: nothing is faulted in, no
-THP is split. What /proc does not tell is said in `info.notes`.
+THP is split. One thing does change: the kernel takes a read of /proc/PID/mem for a use of the
+page (FOLL_TOUCH in mm/gup.c: folio_mark_accessed()), so a page that was read is referenced, and
+active the next time; reclaim will spare it for longer. User space cannot read it otherwise. What
+/proc does not tell is said in `info.notes`.
 """
 
 from __future__ import annotations
@@ -101,6 +104,10 @@ class ProcTarget:
         notes.append(
             "read through /proc: pages that are pinned (O_DIRECT, io_uring, vfio) cannot be told "
             "and are taken for pages that merge"
+        )
+        notes.append(
+            "reading a page through /proc marks it accessed: reclaim takes it for one in use, and "
+            "after a second reading for one in frequent use (--via kcore leaves no such mark)"
         )
         self.info = TargetInfo(
             kind="procfs",
