@@ -50,7 +50,7 @@ from ksm_eval.target.proc_rules import (
     swap_types,
 )
 from ksm_eval.target.proc_tasks import PROC, ProcGroup, select_processes
-from ksm_eval.target.rights import NO_PTRACE
+from ksm_eval.target.rights import NO_PTRACE, check_open_files
 
 RowOf: TypeAlias = Callable[[U64], I64]
 
@@ -185,7 +185,7 @@ class ProcTarget:
             walked, exclusive = self._walk(pagemap, vmas)
             if not group.still_there():
                 raise _ended(group)
-        except (OSError, Unreadable) as error:
+        except BaseException as error:
             for fd in (mem, pagemap):
                 if fd >= 0:
                     os.close(fd)
@@ -396,7 +396,9 @@ def _group(process: Process) -> ProcGroup:
 
 
 def _ended(group: ProcGroup, error: OSError | None = None) -> Unreadable:
-    """Why a process cannot be read (any more)."""
+    """Why a process cannot be read (any more). TargetError if it is not the process's fault."""
+    if error is not None:
+        check_open_files(error)
     if error is not None and group.still_there():
         if isinstance(error, PermissionError):
             return Unreadable(NO_PTRACE)
