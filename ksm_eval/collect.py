@@ -50,11 +50,12 @@ from ksm_eval.target import (
     rights,
 )
 
-BYTES_A_MAPPING = 200
-"""Of memory that collecting and replaying take at most, where each mapping has its own frame.
-Measured through /proc, beside 36 MiB for code: 140 where a million pages adjoin, 155 where half a
-million are apart."""
-
+BYTES_A_MAPPING = 280
+"""Of memory that collecting and the settled state take at most, where each mapping has its own
+frame. Measured through /proc with a million of them, beside 36 MiB for code: collecting 145 where
+pages adjoin, 155 where none do; the settled state 233 where each content is there twice."""
+BYTES_EXACT = 550
+"""The same with `exact`: collecting 258, three passes 471 where each content is there twice."""
 _BLOCK = 1 << 18  # mappings for which numbers of 8 bytes are in memory at once
 
 
@@ -116,7 +117,8 @@ def collect(
     # Where ksmd has worked already, what others offer it takes part in what merges.
     warm = bool(counters.get("ksm_rmap_items") or counters.get("pages_shared"))
     processes = target.processes(selection, with_registered=warm)
-    walked = _walk(target, processes, mergeable_only, progress)
+    bytes_a_mapping = BYTES_EXACT if exact else BYTES_A_MAPPING
+    walked = _walk(target, processes, mergeable_only, bytes_a_mapping, progress)
     if not any(process.selected for process in walked.processes):
         raise _nothing_read(info, walked)
     if walked.gone:
@@ -208,7 +210,11 @@ def collect(
 
 
 def _walk(
-    target: Target, processes: list[Process], mergeable_only: bool, progress: Progress | None
+    target: Target,
+    processes: list[Process],
+    mergeable_only: bool,
+    bytes_a_mapping: int,
+    progress: Progress | None,
 ) -> _Walked:
     walked = _Walked()
     left, mappings = available_bytes(), 0
@@ -227,7 +233,7 @@ def _walk(
             else:
                 walked.add(process, vmas, found, scanned)
                 mappings += len(found.pfn)
-                _require_memory(mappings, left)
+                _require_memory(mappings, bytes_a_mapping * mappings, left)
         if reason:
             walked.lost.append(f"pid {process.pid} ({process.comm}): {reason}")
         if progress is not None:
@@ -235,9 +241,8 @@ def _walk(
     return walked
 
 
-def _require_memory(mappings: int, left: int) -> None:
+def _require_memory(mappings: int, needed: int, left: int) -> None:
     """`left` when none of them had been read."""
-    needed = BYTES_A_MAPPING * mappings
     if needed > left:
         raise TargetError(
             f"{mappings} pages need {needed >> 20} MiB of memory, and this machine has only "
