@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import repeat
 
@@ -14,6 +15,7 @@ from ksm_eval.snapshot import U8, U32, U64, FrameFlag, has, mark
 from ksm_eval.target import READING, WENT_AWAY, Progress, Target, Unreadable
 
 MAX_RUN = 1 << 20  # bytes a read: stays in the L2 cache and is not a fresh mmap each time
+_RUNS = 1 << 14  # of which Python's own numbers are made at once
 MAX_GAP = 5  # pages not asked for that are worth reading to keep a run going
 
 
@@ -27,24 +29,22 @@ class Sweep:
     checksum: U32 | None = None  # as calc_checksum() of mm/ksm.c; 0 where unreadable
 
 
-def _runs(places: U64, max_gap: int, max_run: int) -> list[tuple[int, int]]:
+def _runs(places: U64, max_gap: int, max_run: int) -> Iterator[tuple[int, int]]:
     """[first, last) rows of each read: places at most `max_gap` apart, `max_run` pages long."""
     breaks = np.flatnonzero(np.diff(places.view(np.int64)) > max_gap + 1) + 1
-    starts = np.concatenate(([0], breaks))
-    ends = np.concatenate((breaks, [len(places)]))
-    if not len(places):
-        return []
-    long = (places[ends - 1] - places[starts] >= max_run).tolist()
-    runs = []
-    for first, last, cut in zip(starts.tolist(), ends.tolist(), long, strict=True):
-        while cut and first < last:
-            # A long stretch is cut where its pages, gaps included, fill the buffer.
-            limit = int(np.searchsorted(places[first:last], places[first] + np.uint64(max_run)))
-            runs.append((first, first + limit))
-            first += limit
-        if first < last:
-            runs.append((first, last))
-    return runs
+    bounds = np.concatenate(([0], breaks, [len(places)]))
+    for at in range(0, len(bounds) - 1 if len(places) else 0, _RUNS):
+        part = bounds[at : at + _RUNS + 1]
+        long = (places[part[1:] - 1] - places[part[:-1]] >= max_run).tolist()
+        some = part.tolist()
+        for first, last, cut in zip(some[:-1], some[1:], long, strict=True):
+            while cut and first < last:
+                # A long stretch is cut where its pages, gaps included, fill the buffer.
+                limit = int(np.searchsorted(places[first:last], places[first] + np.uint64(max_run)))
+                yield first, first + limit
+                first += limit
+            if first < last:
+                yield first, last
 
 
 def sweep(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,12 @@ from drgn.helpers.linux.mm import (
     pfn_to_page,
 )
 
-from ksm_eval.collect import collect
-from ksm_eval.errors import UsageError
+from ksm_eval.collect import BYTES_A_MAPPING, collect
+from ksm_eval.errors import TargetError, UsageError
 from ksm_eval.memcmp_order import memcmp_order
 from ksm_eval.snapshot import NO_COMPOUND, Entry, MappingFlag, Snapshot, has
 from ksm_eval.sweep import sweep
-from ksm_eval.target import Selection, read_page
+from ksm_eval.target import Process, Selection, Vma, WalkedVmas, read_page
 from ksm_eval.target.kernel import KernelTarget
 from ksm_eval.target.program import open_core
 from tests.fixtures import NAMES, TINY, opted_in, snapshot, target, truth, vmcore
@@ -317,3 +318,22 @@ def test_numa_nodes() -> None:
             else:
                 assert nodes[1] == 0
     assert compared > 50
+
+
+def test_too_much_is_refused_before_all_is_walked(monkeypatch: pytest.MonkeyPatch) -> None:
+    vm, walks = target(TINY), list[int]()
+
+    def walk(process: Process, vmas: Sequence[Vma]) -> WalkedVmas:
+        found = type(vm).walk(vm, process, vmas)
+        walks.append(len(found.pfn))
+        return found
+
+    monkeypatch.setattr(vm, "walk", walk)
+    whole = collect(vm, Selection(all=True))
+    assert len(walks) == len(whole.processes) > 5
+    several = sum(walks[:3])
+    monkeypatch.setattr("ksm_eval.collect.available_bytes", lambda: BYTES_A_MAPPING * several - 1)
+    walks.clear()
+    with pytest.raises(TargetError, match=f"^{several} pages need"):
+        collect(vm, Selection(all=True))
+    assert len(walks) == 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -19,10 +20,8 @@ from ksm_eval import cli
 from ksm_eval.collect import collect
 from ksm_eval.errors import TargetError, UsageError
 from ksm_eval.evaluate import open_live
-from ksm_eval.snapshot import Entry, FrameFlag, MappingFlag, Snapshot, has
+from ksm_eval.snapshot import U64, Entry, FrameFlag, MappingFlag, Snapshot, has
 from ksm_eval.target import Gone, Selection, Target, Unreadable, proc_pages, read_page
-from ksm_eval.target.proc_maps import dax_devices, parse_smaps
-from ksm_eval.target.proc_nodes import nodes
 from ksm_eval.target.proc_tasks import ProcGroup, read_ksm_stat
 from ksm_eval.target.procfs import ProcTarget
 from tests import host
@@ -136,6 +135,26 @@ def test_contents(frozen: list[int], snapshot: Snapshot) -> None:
     assert len(first) > 100
 
 
+REFERENCED, LRU, ACTIVE, IDLE = 1 << 2, 1 << 5, 1 << 6, 1 << 25  # of /proc/kpageflags
+
+
+def page_flags(pids: list[int]) -> tuple[U64, U64]:
+    """PFN and flags of each anonymous page."""
+    found = []
+    for pid in pids:
+        with Path(f"/proc/{pid}/pagemap").open("rb", buffering=0) as pagemap:
+            for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+                start, end = (int(bound, 16) // PAGE for bound in line.split()[0].split("-"))
+                if "[vsyscall]" not in line:
+                    found.append(proc_pages.read_entries(pagemap.fileno(), start, end))
+    entries = np.concatenate(found)
+    present = (entries & np.uint64(proc_pages.PM_PRESENT)) != 0
+    anonymous = present & ((entries & np.uint64(proc_pages.PM_FILE)) == 0)
+    pfns = np.unique(entries[anonymous] & np.uint64(proc_pages.PM_PFN))
+    with Path("/proc/kpageflags").open("rb", buffering=0) as flags:
+        return pfns, proc_pages.lookup(flags.fileno(), pfns)
+
+
 def test_nothing_is_disturbed(frozen: list[int]) -> None:
     def state() -> dict[str, int]:
         keys = ("Rss", "AnonHugePages", "Swap", "Anonymous", "Pss_Anon")
@@ -145,10 +164,23 @@ def test_nothing_is_disturbed(frozen: list[int]) -> None:
             found[f"minflt {pid}"], found[f"majflt {pid}"] = int(words[7]), int(words[9])
         return found
 
-    before = state()
+    before, marks = state(), page_flags(frozen)
     assert before["AnonHugePages"] > 0
     assert cli.run(["-q", "--pid", str(frozen[0]), "--children", "-o", "/dev/null"]) == 0
     assert state() == before
+    # But for this, of pages in the same places: read() marks a page as accessed.
+    pfns, flags = marks
+    again, now = page_flags(frozen)
+    assert np.array_equal(again, pfns)
+    changed = (flags ^ now) & ~np.uint64(IDLE)  # DAMON_STAT (6.17+) sets it at any time
+    lru = (changed & np.uint64(LRU)) != 0  # some pages at a time wait for the LRU's lock
+    assert lru.sum() <= 2 * 31 * 512 * (os.cpu_count() or 1)
+    assert int(np.bitwise_or.reduce(changed)) & ~(REFERENCED | ACTIVE | LRU) == 0
+    assert int(np.bitwise_or.reduce(changed)) & (REFERENCED | ACTIVE) != 0
+
+
+def test_what_reading_disturbs_is_said(target: Target) -> None:
+    assert any("/proc marks it accessed" in note for note in target.info.notes)
 
 
 def test_selection(frozen: list[int], target: Target) -> None:
@@ -264,6 +296,40 @@ def test_processes_that_end(sleeper: Callable[[str], list[int]]) -> None:
     target.close()
 
 
+def test_too_many_open_files(frozen: list[int]) -> None:
+    """Whatever the step at which no file is left: no process is blamed, or left out."""
+    messages = []
+    for more in range(1, 2 * len(frozen) + 3):
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:  # pragma: no cover
+            message = "failed"
+            try:
+                opened = open_live("proc")
+                top = 1 + os.dup(0)
+                while os.dup(0) < top:  # no number below is free
+                    pass
+                os.close(top)
+                hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+                resource.setrlimit(resource.RLIMIT_NOFILE, (top + more, hard))
+                found = collect(opened, Selection(pids=tuple(frozen)))
+                message = f"{len(found.processes)} processes, {found.meta.lost}"
+            except TargetError as error:
+                message = f"{error.message}: {error.hint}"
+            finally:
+                os.write(write, message.encode())
+                os._exit(0)
+        os.close(write)
+        with os.fdopen(read) as file:
+            messages.append(file.read())
+        os.waitpid(child, 0)
+    *refused, enough = messages
+    assert enough == f"{len(frozen)} processes, []"
+    assert len(refused) >= 2 * len(frozen)
+    for message in refused[: 2 * len(frozen)]:
+        assert "files may be open, and each process takes two: raise the limit" in message
+
+
 @pytest.mark.parametrize("drop", ["uid", "CAP_SYS_ADMIN"])
 def test_without_permission(drop: str) -> None:
     """One line that says what is missing, and the command that works."""
@@ -310,96 +376,6 @@ def test_drgn_is_not_needed(frozen: list[int]) -> None:
     assert report["run"]["drgn"] is None
     assert report["target"]["kind"] == "procfs"
     assert "the running kernel was read through /proc: as asked" in report["notes"]
-
-
-def test_lookup_finds_what_single_reads_find() -> None:
-    fd = os.open("/proc/kpageflags", os.O_RDONLY)
-    pfns = np.unique(np.random.default_rng(1).integers(0, 1 << 16, 3000)).astype(np.uint64)
-    pfns = np.concatenate((pfns, np.arange(70_000, 70_500, dtype=np.uint64)))
-    found = proc_pages.lookup(fd, np.append(pfns, np.uint64(1 << 40)))
-    bits = proc_pages.KPF_ZERO_PAGE | 1 << 20  # what does not change: these and holes
-    for number, flag in zip(pfns[::50].tolist(), found[:-1][::50].tolist(), strict=True):
-        one = int.from_bytes(os.pread(fd, 8, number * 8), "little")
-        assert one & bits == flag & bits
-    assert found[-1] == 0  # beyond the end
-    os.close(fd)
-
-
-def test_the_extent_of_compounds(tmp_path: Path) -> None:
-    """Orders 0, 1, 2 and 3 in one block of 16, and a whole block."""
-    flags = np.zeros(32, np.uint64)
-    for first, pages in ((2, 2), (4, 4), (8, 8), (16, 16)):
-        flags[first + 1 : first + pages] = proc_pages.KPF_TAIL
-    (tmp_path / "kpageflags").write_bytes(flags.tobytes())
-    fd = os.open(tmp_path / "kpageflags", os.O_RDONLY)
-    pfns = np.array([0, 1, 3, 4, 6, 7, 8, 15, 16, 31], np.uint64)
-    head, size = proc_pages.compounds(fd, pfns, 16)
-    os.close(fd)
-    assert head.tolist() == [0, 1, 2, 4, 4, 4, 8, 8, 16, 16]
-    assert size.tolist() == [1, 1, 2, 4, 4, 4, 8, 8, 16, 16]
-
-
-def test_nodes(tmp_path: Path) -> None:
-    for node, blocks in ((0, (0, 1)), (1, (2, 5))):
-        for block in blocks:
-            (tmp_path / f"node/node{node}/memory{block}").mkdir(parents=True)
-    (tmp_path / "memory").mkdir()
-    notes: list[str] = []
-    pfns = np.array([0, 0x7FFF, 0x8000, 0x10000, 0x2FFFF, 1 << 30], np.uint64)
-    assert nodes(pfns, 4096, notes, tmp_path).tolist() == [0] * 6
-    assert len(notes) == 1
-    (tmp_path / "memory/block_size_bytes").write_text("8000000\n")
-    assert nodes(pfns, 4096, [], tmp_path).tolist() == [0, 0, 0, 1, 1, 0]
-
-
-SMAPS = """\
-00400000-00401000 r-xp 00000000 08:01 42                         /a b\\012c (deleted)
-Anonymous:             0 kB
-VmFlags: rd ex mr mw me
-7f0000000000-7f0000200000 rw-p 00000000 00:00 0 
-Anonymous:            16 kB
-AnonHugePages:         0 kB
-Swap:                  0 kB
-VmFlags: rd wr mr mw me ac sd hg mg
-7f0000200000-7f0000400000 rw-p 00000000 103:02 7 /dax/file
-Anonymous:             0 kB
-Swap:                  4 kB
-SwapPss:               9 kB
-VmFlags: rd wr mr mw me
-7fff00000000-7fff00002000 r--p 00000000 00:00 0 [vvar]
-VmFlags: rd mr pf io de dd
-7fff00002000-7fff00003000 rw-s 00000000 00:01 9 /dev/zero (deleted)
-VmFlags: rd wr sh mr mw me ms sd
-ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsyscall]
-VmFlags: ex
-"""
-
-
-def test_smaps() -> None:
-    dax = frozenset({"103:02"})
-    vmas = parse_smaps(SMAPS, mergeable_only=False, dax_devices=dax)
-    assert [(vma.name, vma.reason, vma.has_anon) for vma in vmas] == [
-        ("/a b\nc (deleted)", "", False),
-        ("", "", True),
-        ("/dax/file", "DAX", True),
-        ("[vvar]", "VM_PFNMAP", False),
-        ("/dev/zero (deleted)", "shared mapping", False),
-    ]
-    assert (vmas[1].start, vmas[1].end) == (0x7F0000000000, 0x7F0000200000)
-    only = parse_smaps(SMAPS, mergeable_only=True, dax_devices=dax)
-    assert [vma.reason for vma in only[:3]] == ["VM_MERGEABLE not set", "", "DAX"]
-    for broken in (SMAPS[:-12], SMAPS.replace("VmFlags: rd ex mr mw me\n", ""), "nonsense\n"):
-        with pytest.raises(ValueError, match="smaps"):
-            parse_smaps(broken, mergeable_only=False, dax_devices=dax)
-
-
-def test_dax_mounts(tmp_path: Path) -> None:
-    (tmp_path / "mountinfo").write_text(
-        "36 35 98:0 / /mnt rw,noatime shared:1 - ext3 /dev/root rw,errors=continue\n"
-        "37 35 259:2 / /dax rw,noatime shared:1 - xfs /dev/pmem0 rw,attr2,dax=always\n\n"
-    )
-    assert dax_devices(tmp_path / "mountinfo") == {"103:02"}
-    assert dax_devices(tmp_path / "none") == frozenset()
 
 
 def test_the_tests_processes_did_not_opt_in() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from ksm_eval.snapshot import U64, FrameFlag, has
 from ksm_eval.sweep import sweep
-from ksm_eval.target import WENT_AWAY, Vma, WalkedVmas
+from ksm_eval.target import WENT_AWAY, Vma, WalkedVmas, rewalk
 from ksm_eval.target.kernel import KernelTarget
 from ksm_eval.target.program import open_core
 from ksm_eval.target.rewalk import Seen, Walk, unchanged, walk_of
@@ -32,6 +32,21 @@ BEFORE = Walk(numbers(10, 11, 12, 20), numbers(5, 6, 5, 7))
 )
 def test_what_is_still_mapped(page: tuple[int, ...], pfn: tuple[int, ...], same: list[int]) -> None:
     assert unchanged(BEFORE, Walk(numbers(*page), numbers(*pfn))).tolist() == same
+
+
+@pytest.mark.parametrize("block", [1, 7, 1 << 18])
+def test_many_that_may_be_mapped(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    """Against numpy's own intersection."""
+    monkeypatch.setattr(rewalk, "BLOCK", block)
+    draw = np.random.default_rng(5)
+    walks = []
+    for mapped in (300, 200):
+        page = np.sort(draw.choice(400, mapped, replace=False)).astype(np.uint64)
+        walks.append(Walk(page, draw.integers(0, 2, mapped).astype(np.uint64)))
+    before, now = walks
+    _, mine, others = np.intersect1d(before.page, now.page, return_indices=True)
+    pfn = before.pfn[mine]
+    assert unchanged(before, now).tolist() == pfn[pfn == now.pfn[others]].tolist()
 
 
 @pytest.mark.parametrize("stray", [[], [1 << 40]])

@@ -47,7 +47,9 @@ def test_mappers_are_those_of_the_anon_vmas_tree(name: str) -> None:
     assert len(expected) == len(by_pmd)
 
     whole: Any = vm
-    reader = thp_mappers._Reader(prog, made.meta.page_size, whole._page_layout.base)
+    reader = thp_mappers._Reader(
+        prog, whole._read_virtual, made.meta.page_size, whole._page_layout.base
+    )
     walked = list(
         reader.mappers(whole._read_physical, whole._layout, head, int(compounds.pages[row]))
     )

@@ -148,7 +148,7 @@ def test_where_ksmd_goes_on_from(
     """The vmcore's own list of processes, with the cursor put to one of them."""
     with closing(open_target(vmcore(name))) as vm:
         prog: Any = vm._prog  # type: ignore[attr-defined]
-        reader = _Reader(prog, 4096, {})
+        reader = _Reader(prog, prog.read, 4096, {})
         slots = reader._slots()
         assert len(slots) > 4
         rows = walked + list(range(max(walked) + 1, max(walked) + 1 + len(slots) - 4))

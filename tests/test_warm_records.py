@@ -22,6 +22,7 @@ from ksm_eval.snapshot import EMPTY, FrameFlag, KsmdState, MappingFlag, Snapshot
 from ksm_eval.target import Selection
 from ksm_eval.target.jiffies import Jiffies, read_jiffies
 from ksm_eval.target.ksm_state import CHAIN, _Reader
+from ksm_eval.target.records import Contradiction, Memory
 from tests.fixtures import NAMES, WARM, opted_in, target, vmcore
 from tests.snapshots import KERNEL_6_1, KERNEL_6_12, LOCKED, Builder
 
@@ -125,7 +126,7 @@ def test_a_chain_whose_dups_are_gone_is_read() -> None:
     name = WARM[1]
     with closing(open_target(vmcore(name))) as vm:
         prog: Any = vm._prog  # type: ignore[attr-defined]
-        before = _Reader(prog, 4096, {})
+        before = _Reader(prog, prog.read, 4096, {})
         before._read_tree()
         assert EMPTY not in [row[0] for row in before.tree]
         chains = [address for address in before.seen if before._length(address) == CHAIN]
@@ -133,7 +134,7 @@ def test_a_chain_whose_dups_are_gone_is_read() -> None:
         first = chains[0] + before.node.at["hlist"]
         nothing = struct.pack("<Q", 0)
         prog.add_memory_segment(first, 8, lambda _, n, offset, __: nothing[offset : offset + n])
-        after = _Reader(prog, 4096, {})
+        after = _Reader(prog, prog.read, 4096, {})
         after._read_tree()
         assert [row[0] for row in after.tree].count(EMPTY) == 1
         assert [row[1:] for row in after.tree] == [row[1:] for row in before.tree]
@@ -277,3 +278,13 @@ def test_batches_at_a_dump_inside_a_pass(
     save(made, tmp_path / "x")
     expected = [(1, value) for value in sharing]
     assert counters(load(tmp_path / "x"), 2, "pages_shared", "pages_sharing") == expected
+
+
+def test_records_are_metered_and_must_be_there() -> None:
+    with closing(open_target(vmcore(WARM[1]))) as vm:
+        before = vm.meter.bytes_read
+        assert vm.ksmd([]) is not None
+        assert vm.meter.bytes_read - before > 4 * 4096
+        memory = Memory(vm._read_virtual, 4096)  # type: ignore[attr-defined]
+        with pytest.raises(Contradiction, match="not in the target"):
+            memory.word(0x1000)

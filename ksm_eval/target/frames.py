@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from ksm_eval.target.features import enum_value, vmcoreinfo_number
 
 BLOCK = 1 << 18  # struct pages in memory at once: 16 MiB
 GAP = 64  # struct pages that may be read for nothing to join two runs
+
+_MIX = secrets.randbits(64) | 1  # nobody outside knows which identities collide
 
 MAPPING_ANON = 1  # PAGE_MAPPING_ANON / FOLIO_MAPPING_ANON, include/linux/page-flags.h
 MAPPING_KSM = 3  # ANON | MOVABLE, until 6.17; ANON | ANON_KSM since: the same bits
@@ -124,7 +127,9 @@ def read_structs(read: Read, layout: PageLayout, pfns: U64) -> tuple[U8, NDArray
     """struct page of ascending PFNs, shape (n, size) bytes, and which could be read."""
     out = np.zeros((len(pfns), layout.size), np.uint8)
     readable = np.ones(len(pfns), np.bool_)
-    breaks = np.flatnonzero(np.diff(pfns.view(np.int64)) > GAP) + 1
+    far = np.diff(pfns.view(np.int64)) > GAP
+    far |= np.diff(pfns // np.uint64(BLOCK)) != 0
+    breaks = np.flatnonzero(far) + 1
     starts = np.concatenate(([0], breaks)).tolist() if len(pfns) else []
     ends = np.concatenate((breaks, [len(pfns)])).tolist()
     for first, last in zip(starts, ends, strict=False):
@@ -278,16 +283,31 @@ def _swapcache(layout: PageLayout, flags: U64) -> NDArray[np.bool_]:
 
 
 def identities(read: Read, layout: PageLayout, pfns: U64) -> U64:
-    """What tells which page of which process is in each of the ascending `pfns`, shape (n, 3):
-    the compound's head, and its mapping and index. Other words change while a page stays what
-    it is. Frames that cannot be read are zeros."""
+    """What tells which page of which process is in each of the ascending `pfns`, in a word: its
+    compound's head, mapping and index. Where one of these changes, so does the word; where several
+    do, it stays the same by a chance of 2^-64. Other words of struct page change while a page
+    stays what it is. Frames that cannot be read are 0."""
+    found = np.empty(len(pfns), np.uint64)
+    for begin in range(0, len(pfns), BLOCK):
+        part = slice(begin, begin + BLOCK)
+        found[part] = _identities(read, layout, pfns[part])
+    return found
+
+
+def _identities(read: Read, layout: PageLayout, pfns: U64) -> U64:
     structs, readable = read_structs(read, layout, pfns)
     head_of_row = np.where(readable, _heads(layout, pfns, structs), pfns)
     heads, position = _unique_heads(head_of_row)
     first, more = read_structs(read, layout, heads)
     index = heads if layout.index is None else _u64(first, layout.index)
-    words = np.stack([heads, _u64(first, layout.mapping), index], axis=1)
-    found = words[position]
+    word = heads.copy()
+    for more_of_it in (_u64(first, layout.mapping), index):
+        # One to one in `word` and in what is added.
+        word *= np.uint64(_MIX)
+        word ^= word >> np.uint64(32)
+        word += more_of_it
+    word *= np.uint64(_MIX)
+    found = word[position]
     found[~(readable & more[position])] = 0
     return found
 

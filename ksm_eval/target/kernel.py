@@ -14,7 +14,7 @@ from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 from drgn import Architecture, FaultError, Object, PlatformFlags, Program
-from drgn.helpers.linux.mm import totalram_pages, virt_to_phys
+from drgn.helpers.linux.mm import virt_to_phys
 from numpy.typing import NDArray
 
 from ksm_eval.errors import TargetError
@@ -36,12 +36,7 @@ from ksm_eval.target import (
     paging_x86,
 )
 from ksm_eval.target.elf_file import open_elf
-from ksm_eval.target.features import (
-    detect_rules,
-    enum_value,
-    has_member,
-    has_symbol,
-)
+from ksm_eval.target.features import detect_rules
 from ksm_eval.target.frames import (
     PageLayout,
     classify,
@@ -49,6 +44,7 @@ from ksm_eval.target.frames import (
     page_layout,
     read_structs,
 )
+from ksm_eval.target.kernel_values import first_value, record_sizes, swap_types, total_ram
 from ksm_eval.target.ksm_state import read_records
 from ksm_eval.target.lru_batches import batched_pages, waiting
 from ksm_eval.target.meter import Meter
@@ -122,8 +118,8 @@ class KernelTarget:
             arch=platform.arch.name.lower(),
             page_size=prog["PAGE_SIZE"].value_(),
             debug_info=opened.debug_info,
-            total_ram_pages=_total_ram(prog),
-            sizeof=_sizes(prog),
+            total_ram_pages=total_ram(prog),
+            sizeof=record_sizes(prog),
             boot=_boot(prog, opened.kind),
             container=opened.container,
             notes=list(opened.notes),
@@ -136,7 +132,7 @@ class KernelTarget:
         # Of a live target, what was walked; the frames that frames() was asked about, and what was
         # in them.
         self._walks = Walks(self.info.page_size)
-        self._known: tuple[U64, U64] = (np.empty(0, np.uint64), np.empty((0, 3), np.uint64))
+        self._known: tuple[U64, U64] = (np.empty(0, np.uint64), np.empty(0, np.uint64))
 
     def close(self) -> None:
         """The Program goes with its last reference."""
@@ -207,10 +203,10 @@ class KernelTarget:
     @cached_property
     def _layout(self) -> page_table.Layout:
         prog = self._prog
-        huge_zero = _first_value(prog, "huge_zero_pfn")
+        huge_zero = first_value(prog, "huge_zero_pfn")
         return page_table.Layout(
             paging=self._paging,
-            swap_types=_swap_types(prog),
+            swap_types=swap_types(prog),
             zero_pfn=self._zero_pfn(),
             # ~0UL while no huge zero page is allocated
             huge_zero_pfn=None if huge_zero in (None, (1 << 64) - 1) else huge_zero,
@@ -218,7 +214,7 @@ class KernelTarget:
 
     def _zero_pfn(self) -> int:
         """PFN of the shared zero page. Raises TargetError if it cannot be found."""
-        pfn = _first_value(self._prog, "zero_page_pfn", "zero_pfn")  # renamed in 7.1
+        pfn = first_value(self._prog, "zero_page_pfn", "zero_pfn")  # renamed in 7.1
         if pfn is not None:
             return pfn
         try:
@@ -261,12 +257,12 @@ class KernelTarget:
     def _max_pfn(self) -> int:
         # The frames vmemmap covers; where the variable has no symbol, what it can cover.
         paging = self._paging
-        return _first_value(self._prog, "max_pfn") or 1 << paging.physical_bits - paging.page_shift
+        return first_value(self._prog, "max_pfn") or 1 << paging.physical_bits - paging.page_shift
 
     @_while_there
     def frames(self, pfns: U64) -> FrameTable:
         if self._opened.live:
-            valid = pfns[pfns < self._max_pfn]
+            valid = pfns[: np.searchsorted(pfns, np.uint64(self._max_pfn))]
             known = identities(self._read_virtual, self._page_layout, valid)
             self._known = valid, known
         table = classify(
@@ -292,8 +288,15 @@ class KernelTarget:
     @_while_there
     def pte_behind(self, heads: U64, pages: U32) -> NDArray[np.bool_] | None:
         try:
-            base = self._page_layout.base
-            return pte_behind(self._prog, self._read_physical, self._layout, base, heads, pages)
+            return pte_behind(
+                self._prog,
+                self._read_virtual,
+                self._read_physical,
+                self._layout,
+                self._page_layout.base,
+                heads,
+                pages,
+            )
         except (Contradiction, LookupError, FaultError):
             if not self._opened.live:
                 self.info.notes.append(
@@ -312,7 +315,9 @@ class KernelTarget:
             return np.ascontiguousarray(word).view(np.uint64).reshape(len(pfns))
 
         try:
-            records = read_records(self._prog, self.info.page_size, rows, mapping)
+            records = read_records(
+                self._prog, self._read_virtual, self.info.page_size, rows, mapping
+            )
             return records if records.cursor_row < 0 else self._with_batches(records)
         except (Contradiction, LookupError, FaultError) as error:
             reason = error.message if isinstance(error, FaultError) else str(error)
@@ -397,57 +402,6 @@ def _boot(prog: Program, kind: str) -> str:
     return " ".join(
         found.get(key, "")
         for key in ("OSRELEASE", "BUILD-ID", "KERNELOFFSET", "NUMBER(phys_base)", "SYMBOL(_stext)")
-    )
-
-
-def _first_value(prog: Program, *names: str) -> int | None:
-    """Value of the first of the variables that this kernel has."""
-    for name in names:
-        try:
-            return int(prog[name].value_())
-        except (LookupError, FaultError):
-            continue
-    return None
-
-
-def _total_ram(prog: Program) -> int:
-    """Pages of RAM the kernel manages, 0 if unknown."""
-    try:
-        return int(totalram_pages(prog))
-    except (LookupError, FaultError):
-        return 0
-
-
-def _sizes(prog: Program) -> dict[str, int]:
-    """Bytes of ksmd's own records. 5.10 names them without the ksm_ prefix, commit 21fbd59136e0;
-    every kernel from 5.10 to 7.3 has 64, 64 and 48, which serve where a type is missing."""
-    sizes = {"rmap_item": 64, "stable_node": 64, "mm_slot": 48}
-    for record in sizes:
-        for kind in (f"struct ksm_{record}", f"struct {record}"):
-            try:
-                size = prog.type(kind).size
-            except LookupError:
-                continue
-            if size is not None:
-                sizes[record] = size
-                break
-    return sizes
-
-
-def _swap_types(prog: Program) -> page_table.SwapTypes:
-    exclusive = enum_value(prog, "PG_anon_exclusive") is not None  # 5.19+, commit 6c287605fd56
-    # Both functions are there with CONFIG_DEVICE_PRIVATE only, as the types are.
-    if has_symbol(prog, "make_device_exclusive"):  # 6.15+: one exclusive type
-        device = 3
-    elif has_symbol(prog, "make_device_exclusive_range"):  # 5.14+, commit b756a3b5e7ea
-        device = 4
-    else:
-        device = 2 if not exclusive and has_symbol(prog, "migrate_vma_setup") else 0
-    return page_table.SwapTypes(
-        marker=1 if has_member(prog, "struct mm_struct", "mm_mt") else 0,  # 5.19+, always by 6.2
-        device=device,
-        migration=(3 if exclusive else 2) if has_symbol(prog, "migrate_pages") else 0,
-        hwpoison=1 if has_symbol(prog, "memory_failure") else 0,
     )
 
 

@@ -16,7 +16,7 @@ from drgn import Object, Program
 
 from ksm_eval.snapshot import EMPTY, I32, I64, SEQNR_MASK, U8, U64
 from ksm_eval.target import KsmdRecords
-from ksm_eval.target.frames import MAPPING_KSM
+from ksm_eval.target.frames import MAPPING_KSM, Read
 from ksm_eval.target.jiffies import read_jiffies
 from ksm_eval.target.records import Contradiction, Memory, record
 
@@ -28,6 +28,7 @@ END = (1 << 64) - 1  # behind all addresses
 
 def read_records(
     prog: Program,
+    read: Read,
     page_size: int,
     mm_rows: dict[int, int],
     page_mapping: Callable[[U64], U64],
@@ -35,13 +36,13 @@ def read_records(
     """All that ksmd knows. `mm_rows`: row of each mm_struct's address; `page_mapping`: the word
     page->mapping of ascending PFNs. Raises LookupError if the kernel's types or variables are
     not known, Contradiction if the records make no sense."""
-    return _Reader(prog, page_size, mm_rows).read(page_mapping)
+    return _Reader(prog, read, page_size, mm_rows).read(page_mapping)
 
 
 class _Reader:
-    def __init__(self, prog: Program, page_size: int, mm_rows: dict[int, int]) -> None:
+    def __init__(self, prog: Program, read: Read, page_size: int, mm_rows: dict[int, int]) -> None:
         self.prog, self.page_size, self.mm_rows = prog, page_size, mm_rows
-        self.memory = Memory(prog, page_size)
+        self.memory = Memory(read, page_size)
         self.item = record(
             prog,
             ("struct ksm_rmap_item", "struct rmap_item"),  # renamed in 6.1

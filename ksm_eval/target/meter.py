@@ -6,7 +6,9 @@ import time
 
 
 class Meter:
-    """Counts the bytes a target reads; `max_rate` (bytes a second, 0: no limit) holds it back."""
+    """Counts the bytes that a target reads of processes and of tables; `max_rate` (bytes a second,
+    0: no limit) holds it back. Left out is what there is little of: single structs, symbols,
+    settings, /proc files that list processes."""
 
     def __init__(self) -> None:
         self.bytes_read = 0
@@ -14,7 +16,8 @@ class Meter:
         self._free_at = 0.0  # when the bytes so far are paid for, on the monotonic clock
 
     def wait(self, size: int) -> None:
-        """Before `size` bytes are read: sleep until those before them are paid for.
+        """Before `size` bytes are read, or behind a read that tells its size only then: sleep
+        until those before them are paid for.
 
         Bytes of one read are never split, so no rate is exceeded by more than one of them.
         """

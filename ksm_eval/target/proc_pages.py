@@ -8,8 +8,9 @@ import fcntl
 import mmap
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,9 @@ _PROC = Path("/proc")
 
 CHUNK = 1 << 17  # entries a read: 1 MiB
 HOLE = 64  # entries not asked for that are worth reading to keep a run going
+
+Wait: TypeAlias = Callable[[int], None]
+"""Called with the number of bytes before each read (Meter.wait)."""
 
 # /proc/PID/pagemap: Documentation/admin-guide/mm/pagemap.rst
 PM_PFN = (1 << 55) - 1
@@ -45,6 +49,7 @@ _PAGE_IS_HUGE = 1 << 6
 _SCAN_ARG = struct.Struct("=12Q")
 _PAGEMAP_SCAN = 3 << 30 | _SCAN_ARG.size << 16 | ord("f") << 8 | 16  # _IOWR('f', 16, …)
 _REGIONS = 8192
+_STEP = 128 << 20  # bytes a call: the kernel holds mmap_lock for all of it, up to 50 ns a page
 
 
 def open_page_files(page_size: int) -> tuple[int, int]:
@@ -77,21 +82,36 @@ def open_page_files(page_size: int) -> tuple[int, int]:
 class Regions:
     """Populated parts of an address range, where the kernel can list them (6.7+)."""
 
-    def __init__(self, page_size: int) -> None:
-        self._page_size = page_size
+    def __init__(self, page_size: int, step: int = _STEP) -> None:
+        self._page_size, self._step = page_size, step
         self._regions = array.array("Q", bytes(24 * _REGIONS))
         self.works = True
 
     def populated(self, fd: int, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
-        """(first page, last page + 1, mapped by PMDs) with page numbers from address 0.
+        """(first page, last page + 1, mapped by PMDs) with page numbers from address 0; no two
+        that adjoin are alike.
 
         Without PAGEMAP_SCAN the whole range, not by PMDs, and `works` is False afterwards.
         """
+        begin = behind = 0
+        kind = False
+        for first, last, huge in self._pieces(fd, start, end):
+            if (first, huge) != (behind, kind):
+                if begin < behind:
+                    yield begin, behind, kind
+                begin, kind = first, huge
+            behind = last
+        if begin < behind:
+            yield begin, behind, kind
+
+    def _pieces(self, fd: int, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
+        """The same, cut anywhere."""
         while start < end and self.works:
+            limit = min(start - start % self._step + self._step, end)
             address, room = self._regions.buffer_info()
             argument = bytearray(
                 _SCAN_ARG.pack(
-                    _SCAN_ARG.size, 0, start, end, 0, address, room // 3, 0, 0, 0,
+                    _SCAN_ARG.size, 0, start, limit, 0, address, room // 3, 0, 0, 0,
                     _PAGE_IS_PRESENT | _PAGE_IS_SWAPPED, _PAGE_IS_HUGE | _PAGE_IS_PRESENT,
                 )
             )  # fmt: skip
@@ -109,18 +129,27 @@ class Regions:
             yield start // self._page_size, end // self._page_size, False
 
 
-def joined(regions: list[tuple[int, int, bool]]) -> Iterator[tuple[int, int]]:
+def joined(
+    regions: Iterable[tuple[int, int, bool]],
+) -> Iterator[tuple[int, int, list[tuple[int, int]]]]:
     """Ranges of page numbers to read: `regions` (ascending) with small holes filled, cut to
-    CHUNK."""
-    at = 0
-    while at < len(regions):
-        first, last, _ = regions[at]
-        at += 1
-        while at < len(regions) and regions[at][0] - last <= HOLE:
-            last = regions[at][1]
-            at += 1
-        for begin in range(first, last, CHUNK):
-            yield begin, min(begin + CHUNK, last)
+    CHUNK; and of each the parts mapped by PMDs, which may reach beyond it."""
+    first = last = 0
+    huge: list[tuple[int, int]] = []
+    for begin, end, by_pmd in regions:
+        if begin - last > HOLE or first == last:
+            if first < last:
+                yield first, last, huge
+            first, huge = begin, []
+        last = end
+        if by_pmd:
+            huge.append((begin, end))
+        while last - first > CHUNK:
+            yield first, first + CHUNK, huge
+            first += CHUNK
+            huge = [part for part in huge if part[1] > first]
+    if first < last:
+        yield first, last, huge
 
 
 def read_entries(fd: int, first: int, last: int) -> U64:
@@ -132,11 +161,20 @@ def read_entries(fd: int, first: int, last: int) -> U64:
     return np.concatenate((part, read_entries(fd, first + len(part), last)))
 
 
-def lookup(fd: int, pfns: U64) -> U64:
+def _at_once(size: int) -> None:
+    del size
+
+
+def lookup(fd: int, pfns: U64, wait: Wait = _at_once) -> U64:
     """The entries of ascending PFNs in kpageflags or kpagecount; 0 beyond the end of it."""
     out = np.zeros(len(pfns), np.uint64)
-    if not len(pfns):
-        return out
+    for begin in range(0, len(pfns), CHUNK):  # few of Python's own numbers at a time
+        part = slice(begin, begin + CHUNK)
+        _lookup(fd, pfns[part], wait, out[part])
+    return out
+
+
+def _lookup(fd: int, pfns: U64, wait: Wait, out: U64) -> None:
     breaks = np.flatnonzero(np.diff(pfns.view(np.int64)) > HOLE // 8) + 1
     starts = np.concatenate(([0], breaks))
     ends = np.concatenate((breaks, [len(pfns)]))
@@ -144,16 +182,18 @@ def lookup(fd: int, pfns: U64) -> U64:
     highs = (pfns[ends - 1] + np.uint64(1)).tolist()
     for row, end, low, high in zip(starts.tolist(), ends.tolist(), lows, highs, strict=True):
         if high - low == end - row and high - low <= CHUNK:  # no holes
+            wait(8 * (high - low))
             found = read_entries(fd, low, high)
             out[row : row + len(found)] = found
             continue
         for begin in range(low, high, CHUNK):
-            found = read_entries(fd, begin, min(begin + CHUNK, high))
+            limit = min(begin + CHUNK, high)
+            wait(8 * (limit - begin))
+            found = read_entries(fd, begin, limit)
             left, right = row + np.searchsorted(
                 pfns[row:end], np.array([begin, begin + len(found)], np.uint64)
             )
             out[left:right] = found[(pfns[left:right] - np.uint64(begin)).astype(np.int64)]
-    return out
 
 
 def ksm_flag_works(kpageflags: int, page_size: int) -> bool:
@@ -174,7 +214,7 @@ def ksm_flag_works(kpageflags: int, page_size: int) -> bool:
         return flags & (KPF_ANON | KPF_KSM) == KPF_ANON
 
 
-def compounds(fd: int, pfns: U64, pages: int) -> tuple[U64, U64]:
+def compounds(fd: int, pfns: U64, pages: int, wait: Wait = _at_once) -> tuple[U64, U64]:
     """(PFN of the head, pages) of the compound page that each of ascending `pfns` is in.
 
     `pages` a PMD maps: no anonymous compound page is larger, and each is aligned to its size.
@@ -189,7 +229,7 @@ def compounds(fd: int, pfns: U64, pages: int) -> tuple[U64, U64]:
     for begin in range(0, len(blocks), CHUNK // pages):
         part = blocks[begin : begin + CHUNK // pages]
         every = (part[:, None] * np.uint64(pages) + np.arange(pages, dtype=np.uint64)).ravel()
-        found = lookup(fd, every.astype(np.uint64)).reshape(len(part), pages)
+        found = lookup(fd, every.astype(np.uint64), wait).reshape(len(part), pages)
         first, count = _extent((found & np.uint64(KPF_TAIL)) != 0)
         rows = slice(*np.searchsorted(row, (begin, begin + len(part))).tolist())
         at = (row[rows] - begin, (pfns[rows] % np.uint64(pages)).astype(np.int64))

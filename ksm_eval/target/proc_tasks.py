@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ksm_eval.errors import TargetError, UsageError
 from ksm_eval.target import Process, Selection
-from ksm_eval.target.rights import NO_PTRACE, hint
+from ksm_eval.target.rights import NO_PTRACE, check_open_files, hint
 from ksm_eval.target.selecting import select
 
 PROC = Path("/proc")
@@ -44,7 +44,8 @@ def read_stat(pid: int) -> Stat | None:
     """None if there is no such task (any more)."""
     try:
         raw = (PROC / str(pid) / "stat").read_bytes()
-    except OSError:
+    except OSError as error:
+        check_open_files(error)
         return None
     left, right = raw.index(b"("), raw.rindex(b")")  # the name may hold anything
     words = raw[right + 2 :].split()

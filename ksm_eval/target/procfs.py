@@ -1,7 +1,10 @@
 """The Target of the running kernel through /proc: no /proc/kcore, no drgn.
 
 Only pages that are present are read, from the process itself: nothing is faulted in, no
-THP is split. What /proc does not tell is said in `info.notes`.
+THP is split. One thing does change: the kernel takes a read of /proc/PID/mem for a use of the
+page (FOLL_TOUCH in mm/gup.c: folio_mark_accessed()), so a page that was read is referenced, and
+active the next time; reclaim will spare it for longer. User space cannot read it otherwise. What
+/proc does not tell is said in `info.notes`.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from numpy.typing import NDArray
 
 from ksm_eval.replay.rules import Rules, Settings
 from ksm_eval.snapshot import I64, U8, U16, U32, U64, Entry, FrameFlag, MappingFlag, mark
+from ksm_eval.tables import table_fits
 from ksm_eval.target import (
     WENT_AWAY,
     FrameTable,
@@ -46,12 +50,18 @@ from ksm_eval.target.proc_rules import (
     swap_types,
 )
 from ksm_eval.target.proc_tasks import PROC, ProcGroup, select_processes
-from ksm_eval.target.rights import NO_PTRACE
+from ksm_eval.target.rights import NO_PTRACE, check_open_files
 
 RowOf: TypeAlias = Callable[[U64], I64]
 
 PAGE_BITS = 45  # of a page number: 57-bit addresses, pages of 4 KiB
 PAGE_MASK = (1 << PAGE_BITS) - 1
+
+_Part: TypeAlias = tuple[U64, U32, U8]
+"""Of candidates: pagemap entry, page number in the VMA, flags."""
+_SMALL_PARTS = 1024  # an array takes a hundred bytes beside what is in it
+
+_SMAPS_READ = 1 << 16  # at most; the kernel gives a few VMAs at a time
 
 
 @dataclass
@@ -94,6 +104,10 @@ class ProcTarget:
         notes.append(
             "read through /proc: pages that are pinned (O_DIRECT, io_uring, vfio) cannot be told "
             "and are taken for pages that merge"
+        )
+        notes.append(
+            "reading a page through /proc marks it accessed: reclaim takes it for one in use, and "
+            "after a second reading for one in frequent use (--via kcore leaves no such mark)"
         )
         self.info = TargetInfo(
             kind="procfs",
@@ -143,8 +157,7 @@ class ProcTarget:
     def vmas(self, process: Process, *, mergeable_only: bool) -> list[Vma]:
         group = _group(process)
         try:
-            raw = (PROC / str(group.task) / "smaps").read_bytes()
-            text = raw.decode("utf-8", "backslashreplace")
+            text = self._smaps(group.task).decode("utf-8", "backslashreplace")
             vmas = parse_smaps(text, mergeable_only=mergeable_only, dax_devices=self._dax)
         except OSError as error:
             raise _ended(group, error) from error
@@ -153,6 +166,14 @@ class ProcTarget:
         if not group.still_there():
             raise _ended(group)
         return vmas
+
+    def _smaps(self, task: int) -> bytes:
+        parts = []
+        with (PROC / str(task) / "smaps").open("rb", buffering=0) as file:
+            while part := file.read(_SMAPS_READ):
+                parts.append(part)
+                self.meter.wait(len(part))
+        return b"".join(parts)
 
     def walk(self, process: Process, vmas: Sequence[Vma]) -> WalkedVmas:
         group = _group(process)
@@ -164,7 +185,7 @@ class ProcTarget:
             walked, exclusive = self._walk(pagemap, vmas)
             if not group.still_there():
                 raise _ended(group)
-        except (OSError, Unreadable) as error:
+        except BaseException as error:
             for fd in (mem, pagemap):
                 if fd >= 0:
                     os.close(fd)
@@ -180,13 +201,14 @@ class ProcTarget:
     def _walk(self, fd: int, vmas: Sequence[Vma]) -> tuple[WalkedVmas, NDArray[np.bool_]]:
         kinds = swap_types(self._names).entry_of_type()
         entries = np.zeros((len(vmas), len(Entry)), np.uint32)
-        parts: list[tuple[U64, U32, U8]] = []  # pagemap entries of candidates, page, flags
+        parts: list[_Part] = []
+        whole = 0  # parts of many small ones
         counts = []
         for row, vma in enumerate(vmas):
             found = 0
             start = vma.start // self._page_size
-            regions = list(self._regions.populated(fd, vma.start, vma.end))
-            for first, last in proc_pages.joined(regions):
+            regions = self._regions.populated(fd, vma.start, vma.end)
+            for first, last, by_pmd in proc_pages.joined(regions):
                 self.meter.wait(8 * (last - first))
                 raw = proc_pages.read_entries(fd, first, last)
                 present = (raw & np.uint64(proc_pages.PM_PRESENT)) != 0
@@ -199,20 +221,23 @@ class ProcTarget:
                 flags = np.zeros(len(raw), np.uint8)
                 if not vma.flags & (VM_READ | VM_WRITE | VM_EXEC):
                     flags |= np.uint8(MappingFlag.PROT_NONE)
-                for begin, end, huge in regions:
-                    if huge and end > first and begin < last:
-                        flags[max(begin - first, 0) : end - first] |= np.uint8(MappingFlag.HUGE)
-                parts.append((raw[rows], (rows + (first - start)).astype(np.uint32), flags[rows]))
+                for begin, end in by_pmd:
+                    flags[max(begin - first, 0) : end - first] |= np.uint8(MappingFlag.HUGE)
+                found_here = (rows + (first - start)).astype(np.uint32)
+                parts.append((raw[rows], found_here, flags[rows]))
+                if len(parts) - whole == _SMALL_PARTS:
+                    parts[whole:] = [_one(parts[whole:])]
+                    whole += 1
                 found += len(rows)
             counts.append(found)
-        raw = np.concatenate([np.empty(0, np.uint64), *(part[0] for part in parts)])
+        raw, page, flags = _one(parts)
         pfn = raw & np.uint64(proc_pages.PM_PFN)
         exclusive = (raw & np.uint64(proc_pages.PM_EXCLUSIVE)) != 0
         walked = WalkedVmas(
             offset=np.concatenate(([0], np.cumsum(counts))).astype(np.int64),
             pfn=pfn,
-            page=np.concatenate([np.empty(0, np.uint32), *(part[1] for part in parts)]),
-            flags=np.concatenate([np.empty(0, np.uint8), *(part[2] for part in parts)]),
+            page=page,
+            flags=flags,
             entries=entries,
         )
         return walked, exclusive
@@ -237,7 +262,9 @@ class ProcTarget:
         pages = np.ones(len(pfns), np.uint32)
         large = np.flatnonzero(candidate & ((flags & np.uint64(proc_pages.KPF_THP)) != 0))
         pmd_pages = self._page_size // 8  # HPAGE_PMD_NR: a table of 8-byte entries
-        head[large], pages[large] = proc_pages.compounds(self._kpageflags, pfns[large], pmd_pages)
+        head[large], pages[large] = proc_pages.compounds(
+            self._kpageflags, pfns[large], pmd_pages, self.meter.wait
+        )
         whole = self._pmd_mappings(row_of, head, mapcount)
         self._check_thps(len(large))
         return FrameTable(
@@ -253,8 +280,7 @@ class ProcTarget:
         )
 
     def _lookup(self, fd: int, pfns: U64) -> U64:
-        self.meter.wait(8 * len(pfns))
-        return proc_pages.lookup(fd, pfns)
+        return proc_pages.lookup(fd, pfns, self.meter.wait)
 
     def pte_behind(self, heads: U64, pages: U32) -> None:
         """/proc does not tell it."""
@@ -326,7 +352,7 @@ class ProcTarget:
         count = size // self._page_size
         at = int(np.searchsorted(self._places, np.uint64(place), sorter=self._by_place))
         expected = self._pfns[self._by_place[at : at + count]]
-        self.meter.wait(size)
+        self.meter.wait(size + 8 * count)
         try:
             # A page that went away must not be brought back by reading it.
             now = proc_pages.read_entries(opened.pagemap, page, page + count)
@@ -341,10 +367,18 @@ class ProcTarget:
             raise Unreadable(WENT_AWAY)
 
 
+def _one(parts: Sequence[_Part]) -> _Part:
+    return (
+        np.concatenate([np.empty(0, np.uint64), *(part[0] for part in parts)]),
+        np.concatenate([np.empty(0, np.uint32), *(part[1] for part in parts)]),
+        np.concatenate([np.empty(0, np.uint8), *(part[2] for part in parts)]),
+    )
+
+
 def _row_finder(pfns: U64) -> RowOf:
     """PFNs -> their rows in the ascending `pfns`, by a table where that is not too large."""
     top = int(pfns[-1]) + 1 if len(pfns) else 0
-    if top > 64 * len(pfns) + (1 << 24):
+    if not table_fits(4 * top, len(pfns)):
         return lambda wanted: np.searchsorted(pfns, wanted).astype(np.int64)
     table = np.zeros(top, np.uint32)
     table[pfns] = np.arange(len(pfns), dtype=np.uint32)
@@ -362,7 +396,9 @@ def _group(process: Process) -> ProcGroup:
 
 
 def _ended(group: ProcGroup, error: OSError | None = None) -> Unreadable:
-    """Why a process cannot be read (any more)."""
+    """Why a process cannot be read (any more). TargetError if it is not the process's fault."""
+    if error is not None:
+        check_open_files(error)
     if error is not None and group.still_there():
         if isinstance(error, PermissionError):
             return Unreadable(NO_PTRACE)

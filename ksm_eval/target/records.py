@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from drgn import FaultError, Program
+from drgn import Program
+
+from ksm_eval.target.frames import Read
 
 
 class Contradiction(Exception):
@@ -14,8 +16,8 @@ class Contradiction(Exception):
 class Memory:
     """Reads of a few bytes at any address, a page of the target at a time."""
 
-    def __init__(self, prog: Program, page_size: int) -> None:
-        self._prog, self._size = prog, page_size
+    def __init__(self, read: Read, page_size: int) -> None:
+        self._read, self._size = read, page_size
         self._pages: dict[int, bytes] = {}
 
     def read(self, address: int, size: int) -> bytes:
@@ -25,8 +27,8 @@ class Memory:
             if len(self._pages) > 4096:
                 self._pages.clear()
             try:
-                page = self._prog.read(start, self._size)
-            except (FaultError, OverflowError, ValueError) as error:
+                page = self._read(start, self._size)
+            except LookupError as error:
                 raise Contradiction("a record is not in the target") from error
             self._pages[start] = page
         at = address - start

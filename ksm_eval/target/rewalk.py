@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ksm_eval.snapshot import U64
+from ksm_eval.tables import table_fits
 from ksm_eval.target import Process, Unreadable, Vma, WalkedVmas
+from ksm_eval.target.frames import BLOCK
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,17 @@ def walk_of(vmas: Sequence[Vma], walked: WalkedVmas, page_size: int) -> Walk:
 def unchanged(before: Walk, now: Walk) -> U64:
     """PFNs of the mappings that are in both."""
     if np.array_equal(before.page, now.page):
-        old, new = before.pfn, now.pfn
+        same = before.pfn == now.pfn
     else:
-        _, mine, others = np.intersect1d(
-            before.page, now.page, assume_unique=True, return_indices=True
-        )
-        old, new = before.pfn[mine], now.pfn[others]
-    same: U64 = old[old == new]
-    return same
+        same = np.zeros(len(before.page), np.bool_)
+        for begin in range(0, len(before.page) if len(now.page) else 0, BLOCK):
+            part = slice(begin, begin + BLOCK)
+            row = np.searchsorted(now.page, before.page[part])
+            np.minimum(row, len(now.page) - 1, out=row)
+            same[part] = now.page[row] == before.page[part]
+            same[part] &= now.pfn[row] == before.pfn[part]
+    found: U64 = before.pfn[same]
+    return found
 
 
 class Seen:
@@ -51,8 +56,8 @@ class Seen:
         self._pfns = pfns
         self._found = np.zeros(len(pfns), np.bool_)
         top = int(pfns[-1]) + 1 if len(pfns) else 0
-        # By number it is ten times as fast; but a stray PFN must not size a table.
-        self._table = np.zeros(top if top <= 64 * len(pfns) + (1 << 24) else 0, np.bool_)
+        # By number it is ten times as fast.
+        self._table = np.zeros(top if table_fits(top, len(pfns)) else 0, np.bool_)
 
     def add(self, some: U64) -> None:
         if len(self._table):

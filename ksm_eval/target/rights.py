@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 from pathlib import Path
 from typing import Final
 
@@ -77,3 +79,13 @@ def refused(via: str, what: str) -> TargetError:
 
 def _listed(names: list[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def check_open_files(error: OSError) -> None:
+    """TargetError if `error` only says that no more files may be open."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        raise TargetError(
+            f"no more than {limit} files may be open, and each process takes two",
+            "raise the limit with `ulimit -n`, or select fewer processes",
+        ) from error

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ksm_eval.snapshot import U32, U64, MappingFlag, has
 from ksm_eval.target import Vma
+from ksm_eval.target.frames import Read
 from ksm_eval.target.page_table import Layout, ReadTables, walk
 from ksm_eval.target.records import Contradiction, Memory, record
 
@@ -34,25 +35,31 @@ class _Place:
 
 
 def pte_behind(
-    prog: Program, read: ReadTables, layout: Layout, page_struct: int, heads: U64, pages: U32
+    prog: Program,
+    read: Read,
+    read_tables: ReadTables,
+    layout: Layout,
+    page_struct: int,
+    heads: U64,
+    pages: U32,
 ) -> NDArray[np.bool_]:
     """Of each THP that some VMA maps by a PMD: does one that maps it by PTEs follow the last such?
 
     `page_struct`: address of the struct page of frame 0. Raises LookupError if types are not
     known, Contradiction or FaultError if the memory makes no sense.
     """
-    reader = _Reader(prog, 1 << layout.paging.page_shift, page_struct)
+    reader = _Reader(prog, read, 1 << layout.paging.page_shift, page_struct)
     found = np.zeros(len(heads), np.bool_)
     for row, (head, count) in enumerate(zip(heads.tolist(), pages.tolist(), strict=True)):
-        _, by_pmd = next(reader.mappers(read, layout, head, count), (0, True))
+        _, by_pmd = next(reader.mappers(read_tables, layout, head, count), (0, True))
         found[row] = not by_pmd
     return found
 
 
 class _Reader:
-    def __init__(self, prog: Program, page_size: int, page_struct: int) -> None:
+    def __init__(self, prog: Program, read: Read, page_size: int, page_struct: int) -> None:
         self.prog, self.page_size, self.page_struct = prog, page_size, page_struct
-        self.memory = Memory(prog, page_size)
+        self.memory = Memory(read, page_size)
         self.rb = record(prog, ("struct rb_node",), "rb_left", "rb_right").at
         self.tree = record(prog, ("struct anon_vma",), "rb_root").at["rb_root"]
         self.tree += record(prog, ("struct rb_root_cached",), "rb_root").at["rb_root"]
