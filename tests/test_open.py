@@ -390,7 +390,7 @@ def test_kcore_that_lacks_something_falls_back_to_proc(monkeypatch: pytest.Monke
     def none(*_: object) -> None:
         return None
 
-    monkeypatch.setattr("ksm_eval.target.kernel._first_value", none)
+    monkeypatch.setattr("ksm_eval.target.kernel.first_value", none)
     monkeypatch.setattr(broken, "_arch", broken._arch._replace(image_to_physical=none))
     with pytest.raises(TargetError, match="zero page cannot be found"):
         broken.probe()
