@@ -107,7 +107,7 @@ class ProcTarget:
         )
         notes.append(
             "reading a page through /proc marks it accessed: reclaim takes it for one in use, and "
-            "after a second reading for one in frequent use (--via kcore leaves no such mark)"
+            "after a second reading for one in frequent use (--via kcore should leave no mark)"
         )
         self.info = TargetInfo(
             kind="procfs",
