@@ -247,7 +247,6 @@ def test_whole_tables(tables: list[tuple[str, int, int, int]], cuts: list[int], 
     vmas = [vma(base + low * PAGE, high - low) for low, high in ranges]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ksm_eval.target.page_table._BLOCK", block * PAGE)
-        patch.setattr("ksm_eval.target.page_table._READ", 5 * PAGE)
         walked = walk(memory.read, memory.root, vmas, layout(4))
     wanted = [[page for page in range(low, high) if page in expected] for low, high in ranges]
     flat = [expected[page] for pages in wanted for page in pages]

@@ -125,6 +125,7 @@ class KernelTarget:
             notes=list(opened.notes),
         )
         self.meter = Meter()
+        self._columns = page_table.Columns()
         # Where a file can be read without drgn.
         self.direct = open_elf(
             Path(opened.path), opened.segments, self._read_physical, self.info.page_size
@@ -243,7 +244,7 @@ class KernelTarget:
         except FaultError as error:
             self._check_process(process)
             raise Unreadable("its page tables cannot be found") from error
-        walked = page_table.walk(self._read_physical, root, vmas, self._layout)
+        walked = page_table.walk(self._read_physical, root, vmas, self._layout, self._columns)
         self._check_process(process)
         return walked
 

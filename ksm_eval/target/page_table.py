@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -13,8 +14,8 @@ from ksm_eval.snapshot import I64, U8, U32, U64, Entry, MappingFlag, Pfns
 from ksm_eval.target import Vma, WalkedVmas
 
 MAX_READ = 1 << 20  # bytes of neighbouring tables read at once
-_READ = 1 << 22  # bytes of last-level tables in memory at once
-_BLOCK = 1 << 18  # of these that are decoded at once: they stay in the L2 cache
+_BLOCK = 1 << 18  # bytes of last-level tables that are read and decoded at once, in the L2 cache
+_CHUNK = 1 << 22  # rows
 _MOST_RUNS = 4  # of tables that are decoded alike; more of them in a block are not worth it
 
 Bools: TypeAlias = NDArray[np.bool_]
@@ -117,6 +118,11 @@ def read_tables(read: ReadTables, addresses: U64, entries: int) -> tuple[U64, Bo
     Neighbours are read together. Unreadable tables are rows of zeros.
     """
     size = entries * 8
+    if 0 < len(addresses) * size <= MAX_READ and (np.diff(addresses) == size).all():
+        with suppress(LookupError):  # all in a row, as fork() makes them
+            data = read(int(addresses[0]), len(addresses) * size)
+            whole = np.frombuffer(data, np.uint64).reshape(-1, entries)
+            return whole, np.ones(len(addresses), np.bool_)
     tables = np.zeros((len(addresses), entries), np.uint64)
     readable = np.ones(len(addresses), np.bool_)
     order = np.argsort(addresses, kind="stable")
@@ -188,14 +194,38 @@ class _Ranges:
         entries[:, Entry.UNREADABLE] += lost.astype(np.uint32)
 
 
+class Columns:
+    """Arrays for the entries of one process after the other. In large ones the kernel puts huge
+    pages, which saves a fault for every 4 KiB of them."""
+
+    def __init__(self) -> None:
+        self._new(0)
+
+    def _new(self, rows: int) -> None:
+        self._pfn = np.empty(rows, np.uint32)
+        self._page = np.empty(rows, np.uint32)
+        self._flags = np.empty(rows, np.uint8)
+
+    def free(self, most: int) -> tuple[U32, U32, U8]:
+        """PFN, page and flags of `most` rows, until take()."""
+        if len(self._pfn) < most:
+            self._new(max(most, _CHUNK))
+        return self._pfn[:most], self._page[:most], self._flags[:most]
+
+    def take(self, count: int) -> None:
+        """The first `count` rows are used now."""
+        self._pfn, self._page = self._pfn[count:], self._page[count:]
+        self._flags = self._flags[count:]
+
+
 class _Mapped:
     """Present normal entries in address order, filled in from the front."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, columns: Columns, most: int) -> None:
         self.count = 0
-        self.pfn: Pfns = np.empty(most, np.uint32)
-        self.page = np.empty(most, np.uint32)
-        self.flags = np.empty(most, np.uint8)
+        self._columns = columns
+        self.pfn: Pfns
+        self.pfn, self.page, self.flags = columns.free(most)
 
     def room(self, count: int, highest: int) -> slice:
         """Where the next `count` go, the highest of whose PFNs is `highest`."""
@@ -210,12 +240,9 @@ class _Mapped:
             at = self.room(len(pfn), int(pfn.max()))
             self.pfn[at], self.page[at], self.flags[at] = pfn, page, flags
 
-    def columns(self) -> tuple[Pfns, U32, U8]:
-        """What was not filled never was in memory, but a view would keep its addresses."""
-        found = self.pfn[: self.count], self.page[: self.count], self.flags[: self.count]
-        if 8 * self.count < 7 * len(self.page):
-            return found[0].copy(), found[1].copy(), found[2].copy()
-        return found
+    def done(self) -> tuple[Pfns, U32, U8]:
+        self._columns.take(self.count)
+        return self.pfn[: self.count], self.page[: self.count], self.flags[: self.count]
 
 
 @dataclass
@@ -291,22 +318,18 @@ class _LastLevel:
     """Tables of PTEs. Most are inside one VMA and full of entries that differ by their frames
     only: such a table is decoded by its first entry."""
 
-    def __init__(self, tables: int, ranges: _Ranges, layout: Layout, entries: U32) -> None:
+    def __init__(
+        self, tables: int, ranges: _Ranges, layout: Layout, entries: U32, columns: Columns
+    ) -> None:
         self.paging, self.ranges, self.layout = layout.paging, ranges, layout
         self.width = 1 << (layout.paging.page_shift - 3)
         self.entries = entries
-        self.mapped = _Mapped(tables * self.width)
+        self.mapped = _Mapped(columns, tables * self.width)
         self.counts = np.zeros(len(ranges.start), np.int64)  # of `mapped`, by VMA
         self._ramp = np.arange(self.width, dtype=np.uint32)
 
     def add(self, base: U64, content: U64) -> None:
         """`content`, shape (T, width), of tables that map from the ascending addresses `base`."""
-        step = max(_BLOCK // (8 * self.width), 1)
-        for begin in range(0, len(base), step):
-            part = slice(begin, begin + step)
-            self._block(base[part], content[part])
-
-    def _block(self, base: U64, content: U64) -> None:
         alike = self._alike(base, content)
         starts = np.flatnonzero(alike[1:] != alike[:-1]) + 1
         if len(starts) >= _MOST_RUNS:
@@ -360,7 +383,13 @@ def _wanted(
     return va[wanted], content[wanted]
 
 
-def walk(read: ReadTables, root: int, vmas: Sequence[Vma], layout: Layout) -> WalkedVmas:
+def walk(
+    read: ReadTables,
+    root: int,
+    vmas: Sequence[Vma],
+    layout: Layout,
+    columns: Columns | None = None,
+) -> WalkedVmas:
     """Entries of `vmas` (disjoint, ascending) in the page tables at physical address `root`.
 
     Follows ksm_next_page_pmd_entry() (mm/ksm.c): present PTEs include PROT_NONE ones;
@@ -386,8 +415,10 @@ def walk(read: ReadTables, root: int, vmas: Sequence[Vma], layout: Layout) -> Wa
         if level < paging.leaf_levels and not table.all():
             huge.append(_leaf(va[~table], content[~table], span, ranges, layout, entries))
         tables, base = paging.address(content[table]), va[table]
-    last = _LastLevel(len(tables) if len(vmas) else 0, ranges, layout, entries)
-    step = _READ >> paging.page_shift
+    last = _LastLevel(
+        len(tables) if len(vmas) else 0, ranges, layout, entries, columns or Columns()
+    )
+    step = max(_BLOCK >> paging.page_shift, 1)
     for begin in range(0, len(tables) if len(vmas) else 0, step):
         part = slice(begin, begin + step)
         content, readable = read_tables(read, tables[part], 1 << width)
@@ -399,7 +430,7 @@ def walk(read: ReadTables, root: int, vmas: Sequence[Vma], layout: Layout) -> Wa
 
 def _by_vma(last: _LastLevel, huge: list[_Leaves], ranges: _Ranges, entries: U32) -> WalkedVmas:
     """All leaves in address order, with the offsets of each VMA."""
-    pfn, page, flags = last.mapped.columns()
+    pfn, page, flags = last.mapped.done()
     counts = last.counts
     if sum(len(leaves.va) for leaves in huge):
         small = np.repeat(ranges.start, counts) + (
