@@ -18,6 +18,7 @@ from ksm_eval.target import READING, WENT_AWAY, Progress, Target, Unreadable
 
 MAX_RUN = 1 << 20  # bytes a read: stays in the L2 cache and is not a fresh mmap each time
 _RUNS = 1 << 14  # of which Python's own numbers are made at once
+WORTH_A_LOOK = 1 << 16  # frames: it is another process that looks
 _MOST_LIKELY = 0.75  # of the frames; reading so many here and there takes as long as all
 MAX_GAP = 5  # pages not asked for that are worth reading to keep a run going
 
@@ -82,7 +83,8 @@ def sweep(
     the target says that looking is cheap. Their hashes are of these words: still unequal to all
     others in this result, but not to be compared with another's.
     """
-    words = target.look(pfns) if first_look and not checksums else None
+    worth = first_look and not checksums and len(pfns) >= WORTH_A_LOOK
+    words = target.look(pfns) if worth else None
     if words is not None:
         rows = np.flatnonzero(may_repeat(words) | (words == 0))
         if len(rows) < _MOST_LIKELY * len(pfns):

@@ -102,8 +102,11 @@ def test_a_file_that_became_shorter(core: Path, tmp_path: Path) -> None:
     file.close()
 
 
-def test_a_first_look_tells_the_same_contents_apart(core: Path) -> None:
+def test_a_first_look_tells_the_same_contents_apart(
+    core: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Pages without an equal are not read, all others have the hash that they have anyway."""
+    monkeypatch.setattr("ksm_eval.sweep.WORTH_A_LOOK", 0)
     target = KernelTarget(open_core(core))
     assert target.direct is not None
     target.direct.cached()  # which brings nothing in
@@ -127,8 +130,11 @@ def test_a_first_look_tells_the_same_contents_apart(core: Path) -> None:
     target.close()
 
 
-def test_a_first_look_at_what_is_cut_off(core: Path, tmp_path: Path) -> None:
+def test_a_first_look_at_what_is_cut_off(
+    core: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The kernel kills who looks there: not this process. What is left is read as ever."""
+    monkeypatch.setattr("ksm_eval.sweep.WORTH_A_LOOK", 0)
     path = tmp_path / "vmcore"
     path.write_bytes(core.read_bytes())
     target = KernelTarget(open_core(path))
