@@ -67,8 +67,9 @@ def pfns_and_hashes(snapshot: Snapshot) -> tuple[U64, U64]:
 def measured(
     target: Target, selection: Selection, *, first_look: bool = True
 ) -> tuple[Snapshot, Prediction, dict[str, Any]]:
-    """Collect and predict; the third is the measurement. Without `first_look` also the checksum,
-    for which every frame must have been read."""
+    """Collect and predict; the third is the measurement. With the checksum where every frame was
+    read."""
+    looked = first_look and getattr(target, "direct", None) is not None
     clock = Clock()
     for attribute, stage in TARGET_STAGES.items():
         clock.replace(target, attribute, stage)
@@ -93,7 +94,7 @@ def measured(
         "unreadable": snapshot.meta.unreadable,
         "results": {
             **simple_counters(snapshot),
-            **({} if first_look else {"checksum": checksum(*pfns_and_hashes(snapshot))}),
+            **({} if looked else {"checksum": checksum(*pfns_and_hashes(snapshot))}),
         },
         "predicted": {
             "pages_shared": prediction.counters.pages_shared,
