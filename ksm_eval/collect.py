@@ -20,20 +20,20 @@ from ksm_eval.snapshot import (
     NO_COMPOUND,
     U8,
     U32,
-    U64,
     Compounds,
     Entry,
     Frames,
     MappingFlag,
     Mappings,
     Metadata,
+    Pfns,
     Processes,
     Snapshot,
     Vmas,
     has,
 )
 from ksm_eval.sweep import sweep
-from ksm_eval.tables import table_fits
+from ksm_eval.tables import BLOCK, constant, joined, table_fits, take, without
 from ksm_eval.target import (
     WALKING,
     WENT_AWAY,
@@ -56,7 +56,7 @@ frame. Measured through /proc with a million of them, beside 36 MiB for code: co
 pages adjoin, 155 where none do; the settled state 233 where each content is there twice."""
 BYTES_EXACT = 550
 """The same with `exact`: collecting 258, three passes 471 where each content is there twice."""
-_BLOCK = 1 << 18  # mappings for which numbers of 8 bytes are in memory at once
+_OTHER = 0xFFFFFF00  # instead of a frame's row, plus Entry: the mapping is no candidate
 
 
 @dataclass
@@ -67,7 +67,7 @@ class _Walked:
     lost: list[str] = field(default_factory=list)  # processes that could not be read, and why
     gone: list[str] = field(default_factory=list)  # those that ended meanwhile
     vmas: list[tuple[int, Vma]] = field(default_factory=list)  # (process row, VMA)
-    pfn: list[U64] = field(default_factory=list)
+    pfn: list[Pfns] = field(default_factory=list)
     page: list[U32] = field(default_factory=list)
     flags: list[U8] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)  # entries of each VMA
@@ -102,6 +102,7 @@ def collect(
     progress: Progress | None = None,
     seed: int | None = None,
     exact: bool = False,
+    first_look: bool = False,
 ) -> Snapshot:
     """Read everything the replay needs about the selected processes.
 
@@ -109,6 +110,7 @@ def collect(
     simulate() is exact in each; the settled state does not need it.
     `seed` keys the content hashes; by default a random one that is not kept, so that
     a saved snapshot cannot be searched for known contents. Results do not depend on it.
+    `first_look`: see sweep(). For what is evaluated once, without `exact`.
     Raises UsageError for a selection that names nothing, TargetError for a target that
     cannot answer.
     """
@@ -126,41 +128,41 @@ def collect(
             f"{len(walked.gone)} processes ended while they were read and are left out: "
             + ", ".join(walked.gone)
         )
-    pfns, row = _distinct(walked.pfn)
-    walked.pfn.clear()
+    pfns = _distinct(walked.pfn)
     table = target.frames(pfns)
+    row = _rows(walked.pfn, pfns, table.entry)
     rules = target.rules()
     entries = np.array(walked.entries, np.uint32).reshape(len(walked.vmas), len(Entry))
-    dropped = _count_entries(entries, walked.counts, table.entry, row)
-    flags = np.concatenate([np.empty(0, np.uint8), *walked.flags])
+    dropped = _count_entries(entries, walked.counts, row)
+    flags = joined(walked.flags, np.uint8)
+    used = table.entry == Entry.CANDIDATE
     if not rules.prot_none_offered:
         dropped = np.union1d(dropped, np.flatnonzero(has(flags, MappingFlag.PROT_NONE)))
-    page = np.concatenate([np.empty(0, np.uint32), *walked.page])
+    page = joined(walked.page, np.uint32)
     counts = np.array(walked.counts, np.int64)
     if len(dropped):
-        keep = np.ones(len(row), np.bool_)
-        keep[dropped] = False
-        row, page, flags = row[keep], page[keep], flags[keep]
+        row, page = without(row, dropped), without(page, dropped)
+        flags = without(flags, dropped)
         counts -= np.bincount(_vma_of(walked.counts, dropped), minlength=len(counts))
-    used = np.zeros(len(pfns), np.bool_)
-    used[row] = True
-    frame_rows = np.flatnonzero(used)
-    if len(frame_rows) < len(pfns):
-        row = (np.cumsum(used, dtype=np.uint32) - np.uint32(1))[row]
-    compounds, compound = _compounds(table, frame_rows)
+        if not rules.prot_none_offered:
+            row, used = _renumbered(row, used)
+    pfns, table = _of_frames(pfns, table, used)
+    compounds = table.compounds
     if rules.pmd_at_a_time:
-        compounds = _with_order(target, compounds, compound, table.mapcount[frame_rows])
+        compounds = _with_order(target, compounds, table.compound, table.mapcount)
     seed = secrets.randbits(64) if seed is None else seed
     records = target.ksmd(walked.processes) if warm else None
-    swept = sweep(target, pfns[frame_rows], seed, progress, checksums=records is not None)
-    _refuse_if_filtered(swept.unreadable, len(frame_rows))
+    swept = sweep(
+        target, pfns, seed, progress, checksums=records is not None, first_look=first_look
+    )
+    _refuse_if_filtered(swept.unreadable, len(pfns))
     frames = Frames(
-        pfn=pfns[frame_rows],
+        pfn=pfns,
         hash=swept.hash,
-        flags=(table.flags[frame_rows] | swept.flags).astype(np.uint8),
-        mapcount=table.mapcount[frame_rows],
-        node=table.node[frame_rows],
-        compound=compound,
+        flags=table.flags | swept.flags,
+        mapcount=table.mapcount,
+        node=table.node,
+        compound=table.compound,
     )
     settings, source = target.settings()
     unreadable = Counter(swept.unreadable)
@@ -262,35 +264,58 @@ def _nothing_read(info: TargetInfo, walked: _Walked) -> TargetError:
     return TargetError(f"none of the selected processes can be read: {walked.lost[0]}", hint)
 
 
-def _distinct(walked: list[U64]) -> tuple[U64, U32]:
-    """The distinct PFNs ascending, and the row of each mapping's PFN in them."""
+def _distinct(walked: list[Pfns]) -> Pfns:
+    """The distinct PFNs, ascending."""
     mappings = sum(map(len, walked))
-    if not mappings:
-        return np.empty(0, np.uint64), np.empty(0, np.uint32)
-    top = 1 + max(int(pfn.max()) for pfn in walked if len(pfn))
-    row = np.empty(mappings, np.uint32)
-    bounds = np.cumsum([0, *map(len, walked)]).tolist()
-    if not table_fits(5 * top, mappings):
-        ascending = np.concatenate(walked)
+    top = 1 + max((int(pfn.max()) for pfn in walked if len(pfn)), default=0)
+    number: type[np.uint32] | type[np.uint64] = np.uint32 if top <= 1 << 32 else np.uint64
+    if not table_fits(top, mappings):
+        ascending: Pfns = np.concatenate([np.empty(0, number), *walked]).astype(number)
         ascending.sort()
         first = np.ones(mappings, np.bool_)
         np.not_equal(ascending[1:], ascending[:-1], out=first[1:])
-        pfns = ascending[first]
-        del ascending, first
-        for start, pfn in zip(bounds, walked, strict=False):
-            for begin in range(0, len(pfn), _BLOCK):
-                part = pfn[begin : begin + _BLOCK]
-                row[start + begin : start + begin + len(part)] = np.searchsorted(pfns, part)
-        return pfns, row
+        return ascending[first]
     seen = np.zeros(top, np.bool_)
     for pfn in walked:
-        seen[pfn] = True
-    pfns = np.flatnonzero(seen).astype(np.uint64)
-    of_pfn = np.empty(top, np.uint32)
-    of_pfn[pfns] = np.arange(len(pfns), dtype=np.uint32)
-    for start, end, pfn in zip(bounds, bounds[1:], walked, strict=False):
-        row[start:end] = of_pfn[pfn]
-    return pfns, row
+        for begin in range(0, len(pfn), BLOCK):
+            seen[pfn[begin : begin + BLOCK]] = True
+    pfns: Pfns = np.empty(np.count_nonzero(seen), number)
+    found = 0
+    for begin in range(0, top, BLOCK):
+        some = np.flatnonzero(seen[begin : begin + BLOCK]) + begin
+        pfns[found : found + len(some)] = some
+        found += len(some)
+    return pfns
+
+
+def _rows(walked: list[Pfns], pfns: Pfns, entry: U8) -> U32:
+    """Row of each mapping's frame among the candidates of the ascending `pfns`; of others _OTHER
+    and their Entry. Empties `walked`, whose arrays would be in the way."""
+    number = np.cumsum(entry == Entry.CANDIDATE, dtype=np.uint32)
+    number -= np.uint32(1)
+    others = np.flatnonzero(entry != Entry.CANDIDATE)
+    number[others] = entry[others] + np.uint32(_OTHER)
+    row = np.empty(sum(map(len, walked)), np.uint32)
+    top = 1 + int(pfns[-1]) if len(pfns) else 0
+    of_pfn: U32 | None = None
+    if table_fits(4 * top, len(row)):
+        of_pfn = np.empty(top, np.uint32)
+        for begin in range(0, len(pfns), BLOCK):
+            part = slice(begin, begin + BLOCK)
+            of_pfn[pfns[part]] = number[part]
+        del number
+    end = len(row)
+    while walked:
+        mapped = walked.pop()
+        rows = row[end - len(mapped) : end]
+        end -= len(mapped)
+        if of_pfn is not None:
+            take(of_pfn, mapped, rows)
+        else:
+            for begin in range(0, len(mapped), BLOCK):
+                part = slice(begin, begin + BLOCK)
+                rows[part] = number[np.searchsorted(pfns, mapped[part].astype(pfns.dtype))]
+    return row
 
 
 def _vma_of(counts: list[int], positions: I64) -> I64:
@@ -298,37 +323,46 @@ def _vma_of(counts: list[int], positions: I64) -> I64:
     return np.searchsorted(np.cumsum(counts), positions, side="right")
 
 
-def _count_entries(entries: U32, counts: list[int], entry: U8, row: U32) -> I64:
-    """Add the present entries to `entries`, by VMA and kind (`entry` of each frame). Returns which
+def _count_entries(entries: U32, counts: list[int], row: U32) -> I64:
+    """Add the present entries to `entries`, by VMA and kind (`row` as from _rows()). Returns which
     mappings are no candidates."""
     entries[:, Entry.CANDIDATE] += np.array(counts, np.uint32)
-    if not (entry != Entry.CANDIDATE).any():
-        return np.empty(0, np.int64)
-    others = np.flatnonzero((entry != Entry.CANDIDATE)[row])
-    vma = _vma_of(counts, others)
-    np.add.at(entries, (vma, entry[row[others]].astype(np.intp)), np.uint32(1))
-    entries[:, Entry.CANDIDATE] -= np.bincount(vma, minlength=len(entries)).astype(np.uint32)
+    others = np.flatnonzero(row >= np.uint32(_OTHER))
+    if len(others):
+        vma = _vma_of(counts, others)
+        kind = (row[others] - np.uint32(_OTHER)).astype(np.intp)
+        np.add.at(entries, (vma, kind), np.uint32(1))
+        entries[:, Entry.CANDIDATE] -= np.bincount(vma, minlength=len(entries)).astype(np.uint32)
     return others
 
 
-def _compounds(table: FrameTable, rows: NDArray[np.int64]) -> tuple[Compounds, U32]:
-    """The compounds of the frames in `rows`, and each frame's row in them."""
-    large = np.flatnonzero(table.head_pages[rows] > 1)
-    heads = table.head[rows[large]]
-    first = np.ones(len(heads), np.bool_)
-    first[1:] = heads[1:] != heads[:-1]  # frames ascend, so a compound's are together
-    one = rows[large[first]]
-    compound = np.full(len(rows), NO_COMPOUND, np.uint32)
-    compound[large] = np.cumsum(first) - 1
-    return (
-        Compounds(
-            head=table.head[one],
-            pages=table.head_pages[one],
-            pinned=table.head_pinned[one],
-            pmd_mapcount=table.head_pmd_mapcount[one],
-        ),
-        compound,
-    )
+def _renumbered(row: U32, used: NDArray[np.bool_]) -> tuple[U32, NDArray[np.bool_]]:
+    """Rows among the candidates (`used`) that still have a mapping, and which these are."""
+    mapped = np.zeros(np.count_nonzero(used), np.bool_)
+    mapped[row] = True
+    used[used] = mapped
+    return (np.cumsum(mapped, dtype=np.uint32) - np.uint32(1))[row], used
+
+
+def _of_frames(pfns: Pfns, table: FrameTable, used: NDArray[np.bool_]) -> tuple[Pfns, FrameTable]:
+    """Of the frames in `used` only. Columns that say the same of all take no memory."""
+    columns = {name: getattr(table, name) for name in ("entry", "flags", "mapcount", "node")}
+    compound, compounds = table.compound, table.compounds
+    if not used.all():
+        pfns, compound = pfns[used], compound[used]
+        columns = {name: column[used] for name, column in columns.items()}
+        inside = compound != NO_COMPOUND
+        kept = np.zeros(len(compounds), np.bool_)
+        kept[compound[inside]] = True
+        compound[inside] = (np.cumsum(kept, dtype=np.uint32) - np.uint32(1))[compound[inside]]
+        compounds = Compounds(
+            head=compounds.head[kept],
+            pages=compounds.pages[kept],
+            pinned=compounds.pinned[kept],
+            pmd_mapcount=compounds.pmd_mapcount[kept],
+        )
+    columns["node"] = constant(columns["node"])
+    return pfns, FrameTable(**columns, compound=constant(compound), compounds=compounds)
 
 
 def _with_order(target: Target, compounds: Compounds, compound: U32, mapcount: U32) -> Compounds:

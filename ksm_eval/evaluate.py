@@ -297,6 +297,11 @@ def evaluate(
 ) -> Report:
     """Select, read, replay, report."""
     snapshot = collect(
-        target, selection, mergeable_only=mergeable_only, exact=passes > 0, progress=progress
+        target,
+        selection,
+        mergeable_only=mergeable_only,
+        exact=passes > 0,
+        first_look=not passes,
+        progress=progress,
     )
     return evaluate_snapshot(snapshot, overrides, passes=passes)

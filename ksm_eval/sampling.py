@@ -64,6 +64,7 @@ def take_samples(
                     selection,
                     mergeable_only=mergeable_only,
                     exact=exact,
+                    first_look=samples == 1 and not exact,
                     progress=report,
                     seed=seed,
                 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,8 @@ U32: TypeAlias = NDArray[np.uint32]
 U64: TypeAlias = NDArray[np.uint64]
 I32: TypeAlias = NDArray[np.int32]
 I64: TypeAlias = NDArray[np.int64]
+Pfns: TypeAlias = NDArray[np.unsignedinteger[Any]]
+"""Page frame numbers: 32 bits where all fit (up to 16 TiB of 4 KiB pages)."""
 
 NO_COMPOUND = 0xFFFFFFFF
 """`Frames.compound` of a frame that is in no compound page."""
@@ -138,7 +140,7 @@ class Mappings:
 class Frames:
     """One row per distinct frame that some candidate mapping maps, by ascending PFN. F rows."""
 
-    pfn: U64
+    pfn: Pfns
     hash: U64  # XXH3-64 of the contents under a key that is not kept
     flags: U8  # FrameFlag
     mapcount: U32  # page-table entries of the whole system that map this frame

@@ -11,11 +11,15 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from ksm_eval.snapshot import U8, U32, U64, FrameFlag, has, mark
+from ksm_eval.replay.grouping import may_repeat
+from ksm_eval.snapshot import I64, U8, U32, U64, FrameFlag, Pfns, has, mark
+from ksm_eval.tables import BLOCK
 from ksm_eval.target import READING, WENT_AWAY, Progress, Target, Unreadable
 
 MAX_RUN = 1 << 20  # bytes a read: stays in the L2 cache and is not a fresh mmap each time
 _RUNS = 1 << 14  # of which Python's own numbers are made at once
+WORTH_A_LOOK = 1 << 16  # frames: it is another process that looks
+_MOST_LIKELY = 0.75  # of the frames; reading so many here and there takes as long as all
 MAX_GAP = 5  # pages not asked for that are worth reading to keep a run going
 
 
@@ -29,9 +33,18 @@ class Sweep:
     checksum: U32 | None = None  # as calc_checksum() of mm/ksm.c; 0 where unreadable
 
 
-def _runs(places: U64, max_gap: int, max_run: int) -> Iterator[tuple[int, int]]:
+def _breaks(places: Pfns, most: int) -> I64:
+    """Rows that are more than `most` from the one before."""
+    breaks = [
+        np.flatnonzero(np.diff(places[begin : begin + BLOCK + 1]) > most) + (begin + 1)
+        for begin in range(0, len(places), BLOCK)
+    ]
+    return np.concatenate([np.empty(0, np.int64), *breaks])
+
+
+def _runs(places: Pfns, max_gap: int, max_run: int) -> Iterator[tuple[int, int]]:
     """[first, last) rows of each read: places at most `max_gap` apart, `max_run` pages long."""
-    breaks = np.flatnonzero(np.diff(places.view(np.int64)) > max_gap + 1) + 1
+    breaks = _breaks(places, max_gap + 1)
     bounds = np.concatenate(([0], breaks, [len(places)]))
     for at in range(0, len(bounds) - 1 if len(places) else 0, _RUNS):
         part = bounds[at : at + _RUNS + 1]
@@ -40,7 +53,8 @@ def _runs(places: U64, max_gap: int, max_run: int) -> Iterator[tuple[int, int]]:
         for first, last, cut in zip(some[:-1], some[1:], long, strict=True):
             while cut and first < last:
                 # A long stretch is cut where its pages, gaps included, fill the buffer.
-                limit = int(np.searchsorted(places[first:last], places[first] + np.uint64(max_run)))
+                stretch = places[first : first + max_run] - places[first]
+                limit = min(int(np.searchsorted(stretch, max_run)), last - first)
                 yield first, first + limit
                 first += limit
             if first < last:
@@ -49,13 +63,14 @@ def _runs(places: U64, max_gap: int, max_run: int) -> Iterator[tuple[int, int]]:
 
 def sweep(
     target: Target,
-    pfns: U64,
+    pfns: Pfns,
     seed: int,
     progress: Progress | None = None,
     *,
     max_gap: int | None = None,
     max_run: int | None = None,
     checksums: bool = False,
+    first_look: bool = False,
 ) -> Sweep:
     """Hash the frames of `pfns` (ascending, distinct) with XXH3-64 under `seed`.
 
@@ -63,7 +78,22 @@ def sweep(
     read where the target allows it. The result does not depend on `max_gap` and `max_run`:
     a run with a page that cannot be read is read again page by page, so a hole costs only
     itself.
+
+    `first_look`: frames that differ from all others in a few words need not be read whole, where
+    the target says that looking is cheap. Their hashes are of these words: still unequal to all
+    others in this result, but not to be compared with another's.
     """
+    worth = first_look and not checksums and len(pfns) >= WORTH_A_LOOK
+    words = target.look(pfns) if worth else None
+    if words is not None:
+        rows = np.flatnonzero(may_repeat(words) | (words == 0))
+        if len(rows) < _MOST_LIKELY * len(pfns):
+            part = sweep(target, pfns[rows], seed, progress, max_gap=max_gap, max_run=max_run)
+            flags = np.zeros(len(pfns), np.uint8)
+            flags[rows] = part.flags
+            hashes = _keyed(words, seed)
+            hashes[rows] = part.hash
+            return replace(part, hash=hashes, flags=flags)
     places = target.places(pfns)
     if places is pfns:
         swept = _sweep(target, pfns, seed, progress, max_gap, max_run, checksums)
@@ -74,6 +104,15 @@ def sweep(
     back[order] = np.arange(len(order))
     checksum = None if swept.checksum is None else swept.checksum[back]
     return Sweep(swept.hash[back], swept.flags[back], swept.unreadable, checksum)
+
+
+def _keyed(words: U64, seed: int) -> U64:
+    """In place, one to one."""
+    words ^= np.uint64(xxhash.xxh3_64_intdigest(b"first look", seed))
+    for shift in (32, 29, 32):
+        words ^= words >> np.uint64(shift)
+        words *= np.uint64(0xD6E8FEB86659FD93)
+    return words
 
 
 def _without(swept: Sweep, gone: NDArray[np.bool_]) -> Sweep:
@@ -89,7 +128,7 @@ def _without(swept: Sweep, gone: NDArray[np.bool_]) -> Sweep:
 
 def _sweep(
     target: Target,
-    places: U64,
+    places: Pfns,
     seed: int,
     progress: Progress | None,
     max_gap: int | None,

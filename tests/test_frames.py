@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ksm_eval.snapshot import Entry, FrameFlag
+from ksm_eval.snapshot import NO_COMPOUND, Entry, FrameFlag
 from ksm_eval.target.frames import PageLayout, classify, identities
 
 BASE = 0xFFFF_EA00_0000_0000
@@ -103,7 +103,7 @@ def test_small_pages() -> None:
         Entry.DEVICE,
         Entry.SPECIAL,  # past max_pfn
     ]
-    assert table.candidate.tolist() == [entry == Entry.CANDIDATE for entry in table.entry]
+    assert set(table.compound.tolist()) == {NO_COMPOUND}
     pinned, swapcache = FrameFlag.PINNED, FrameFlag.SWAPCACHE
     assert table.flags[:7].tolist() == [0, pinned, 0, pinned, swapcache, pinned, FrameFlag.KSM]
     assert table.flags[8] == FrameFlag.EXCLUSIVE
@@ -125,13 +125,15 @@ def test_compound_pages(by_mask: bool, order: int) -> None:
     pages.page(2 * size, flags=LRU, mapping=ANON, mapcount=1, refs=1)
     pfns = [size, size + 1, 2 * size - 1, 2 * size]
     table = found(pages, pfns)
-    assert table.candidate.all()
-    assert table.head.tolist() == [size, size, size, 2 * size]
-    assert table.head_pages.tolist() == [size, size, size, 1]
+    assert set(table.entry.tolist()) == {Entry.CANDIDATE}
+    assert table.compound.tolist() == [0, 0, 0, NO_COMPOUND]
+    assert table.compounds.head.tolist() == [size]
+    assert table.compounds.pages.tolist() == [size]
+    assert table.compounds.pmd_mapcount.tolist() == [2]
     assert table.mapcount.tolist() == [2, 3, 2, 1]
-    assert not table.head_pinned.any()
+    assert table.compounds.pinned.tolist() == [False]
     pages.put(size, 52, "<i", 4)
-    assert found(pages, pfns).head_pinned.tolist() == [True, True, True, False]
+    assert found(pages, pfns).compounds.pinned.tolist() == [True]
 
 
 def test_compound_pages_until_6_1() -> None:
@@ -147,10 +149,34 @@ def test_compound_pages_until_6_1() -> None:
         pages.put(pfn, 48, "<i", mapcount - 1)
     table = found(pages, [4, 5, 6, 7], layout)
     assert table.mapcount.tolist() == [1, 2, 2, 1]
-    assert table.head_pages.tolist() == [4] * 4
-    assert not table.head_pinned.any()
+    assert table.compound.tolist() == [0] * 4
+    assert table.compounds.pages.tolist() == [4]
+    assert not table.compounds.pinned.any()
     pages.put(4, 52, "<i", 4)
-    assert found(pages, [4, 5, 6, 7], layout).head_pinned.all()
+    assert found(pages, [4, 5, 6, 7], layout).compounds.pinned.tolist() == [True]
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 5, 7])
+def test_compounds_in_several_blocks(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    """Some begin in one block of struct pages and end in the next, or go through three."""
+    pages = Pages(64)
+    expected: list[int | None] = []
+    pfns: list[int] = []
+    for pfn, order in ((4, 2), (8, 1), (16, 3), (24, 3), (33, 0), (34, 1), (36, 2)):
+        pages.page(pfn, flags=LRU | (HEAD if order else 0), mapping=ANON, mapcount=1, refs=1)
+        if order:
+            pages.compound(pfn, order, by_mask=False)
+            pages.put(pfn + 1, 20, "<i", -1)
+            pages.put(pfn + 1, 16, "<i", 1 - 1)
+        pfns += range(pfn, pfn + (1 << order))
+        expected += [pfn if order else None] * (1 << order)
+    monkeypatch.setattr("ksm_eval.target.frames.BLOCK", block)
+    table = found(pages, pfns)
+    heads = [*table.compounds.head.tolist(), None]
+    rows = [row if row != NO_COMPOUND else -1 for row in table.compound.tolist()]
+    assert [heads[row] for row in rows] == expected
+    assert table.compounds.head.tolist() == [4, 8, 16, 24, 34, 36]
+    assert table.compounds.pages.tolist() == [4, 2, 8, 8, 2, 4]
 
 
 def test_struct_pages_that_cannot_be_read() -> None:
@@ -162,7 +188,7 @@ def test_struct_pages_that_cannot_be_read() -> None:
     table = found(pages, pfns)
     lost = [pfn for pfn, kind in zip(pfns, table.entry, strict=True) if kind == Entry.UNREADABLE]
     assert lost == [4, 10]
-    assert int(table.candidate.sum()) == len(pfns) - 2
+    assert int((table.entry == Entry.CANDIDATE).sum()) == len(pfns) - 2
 
 
 def test_nothing_to_classify() -> None:

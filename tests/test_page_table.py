@@ -195,3 +195,64 @@ def test_random_layouts(levels: int, mapped: dict[int, tuple[int, bool]], cuts: 
     pages = (starts + walked.page.astype(np.int64) * PAGE - base) // PAGE
     assert pages.tolist() == [page for page, _, _ in flat]
     assert ((walked.flags & MappingFlag.PROT_NONE) == 0).tolist() == [r for _, _, r in flat]
+
+
+FLAGS = {
+    PRESENT: MappingFlag(0),
+    PRESENT | DIRTY: MappingFlag.DIRTY,
+    PRESENT | RW: MappingFlag.WRITE,
+    PRESENT | RW | DIRTY: MappingFlag.WRITE | MappingFlag.DIRTY,
+    PROTNONE: MappingFlag.PROT_NONE,
+}
+FULL, SECOND, SPECIALS, THP, NONE = "full", "every second entry", "two special entries", "a THP", ""
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([FULL, FULL, FULL, SECOND, SPECIALS, THP, NONE]),
+            st.sampled_from(list(FLAGS)),
+            st.sampled_from(list(FLAGS)),  # of the second half
+            st.sampled_from([1 << 9, 1 << 20, 1 << 33]),  # first PFN
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+    st.lists(st.integers(0, 12 * 512), min_size=2, max_size=8, unique=True),
+    st.sampled_from([1, 3, 1 << 6]),
+)
+def test_whole_tables(tables: list[tuple[str, int, int, int]], cuts: list[int], block: int) -> None:
+    """Tables whose entries are alike, which are decoded at once, among others."""
+    memory, base = Tables(4), 0x7F00_0000_0000
+    expected: dict[int, tuple[int, MappingFlag]] = {}
+    for number, (kind, bits, more_bits, first) in enumerate(tables):
+        pfn = first + number * 512
+        if kind == THP:
+            entry = (pfn << 12) | PSE | PRESENT if bits & PRESENT else prot_none(pfn) | PSE
+            memory.set(base + number * (2 << 20), entry | bits & (RW | DIRTY), level=1)
+        for page in range(512):
+            at, own = number * 512 + page, bits if kind == THP or page < 256 else more_bits
+            flags = FLAGS[own] | (MappingFlag.HUGE if kind == THP else 0)
+            if kind == NONE or (kind == SECOND and page % 2):
+                continue
+            special = kind == SPECIALS and page in (0, 300)
+            if not special:
+                expected[at] = pfn + page, flags
+            if kind != THP:
+                address = ((pfn + page) << 12) if own & PRESENT else prot_none(pfn + page)
+                memory.set(base + at * PAGE, address | own | (SPECIAL if special else 0))
+    bounds = sorted(cuts)
+    ranges = list(zip(bounds[::2], bounds[1::2], strict=False))
+    vmas = [vma(base + low * PAGE, high - low) for low, high in ranges]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ksm_eval.target.page_table._BLOCK", block * PAGE)
+        walked = walk(memory.read, memory.root, vmas, layout(4))
+    wanted = [[page for page in range(low, high) if page in expected] for low, high in ranges]
+    flat = [expected[page] for pages in wanted for page in pages]
+    assert np.diff(walked.offset).tolist() == list(map(len, wanted))
+    assert walked.pfn.tolist() == [pfn for pfn, _ in flat]
+    assert walked.flags.tolist() == [int(flags) for _, flags in flat]
+    assert walked.page.tolist() == [
+        page - low for (low, _), pages in zip(ranges, wanted, strict=True) for page in pages
+    ]

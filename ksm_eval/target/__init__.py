@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ksm_eval.replay.rules import Rules, Settings
-from ksm_eval.snapshot import I32, I64, U8, U16, U32, U64
+from ksm_eval.snapshot import I32, I64, NO_COMPOUND, U8, U16, U32, U64, Compounds, Pfns
 from ksm_eval.target.meter import Meter
 
 
@@ -73,7 +73,7 @@ class WalkedVmas:
     """The page tables of one process's mergeable VMAs."""
 
     offset: I64  # shape (len(vmas)+1,), into the three below
-    pfn: U64
+    pfn: Pfns
     page: U32  # page index within the VMA
     flags: U8  # MappingFlag
     entries: U32  # shape (len(vmas), len(Entry)), without FILE/CANDIDATE told apart yet
@@ -83,15 +83,32 @@ class WalkedVmas:
 class FrameTable:
     """struct page of the given PFNs, a row each. Rows that are no candidates carry `entry` only."""
 
-    candidate: NDArray[np.bool_]  # anonymous (KSM included), not ZONE_DEVICE
+    entry: U8  # CANDIDATE: anonymous (KSM included), not ZONE_DEVICE; else FILE, SPECIAL …
     flags: U8  # FrameFlag but for ZERO and UNREADABLE
-    entry: U8  # Entry of those that are no candidates (FILE, SPECIAL, DEVICE, UNREADABLE …)
     mapcount: U32
     node: U16
-    head: U64  # PFN of the compound head, or the PFN itself
-    head_pages: U32  # pages of the compound, 1 if none
-    head_pinned: NDArray[np.bool_]
-    head_pmd_mapcount: U32  # mappings of the compound as a whole
+    compound: U32  # row in `compounds`, or NO_COMPOUND
+    compounds: Compounds  # by ascending head; without pte_behind
+
+
+def group_compounds(
+    head: U64, pages: U32 | U64, pinned: NDArray[np.bool_], pmd_mapcount: U32
+) -> tuple[U32, Compounds]:
+    """FrameTable's two columns, of frames in ascending order with the PFN of their compound head
+    and what is known of it; `pages` is 1 in no compound."""
+    large = np.flatnonzero(pages > 1)
+    heads = head[large]
+    first = np.ones(len(heads), np.bool_)
+    first[1:] = heads[1:] != heads[:-1]  # a compound's frames are together
+    compound = np.full(len(head), NO_COMPOUND, np.uint32)
+    compound[large] = np.cumsum(first) - 1
+    one = large[first]
+    return compound, Compounds(
+        head=head[one],
+        pages=pages[one].astype(np.uint32),
+        pinned=pinned[one],
+        pmd_mapcount=pmd_mapcount[one],
+    )
 
 
 @dataclass(frozen=True)
@@ -180,7 +197,7 @@ class Target(Protocol):
         """Present, normal entries of the VMAs, in address order. Raises Unreadable if the
         page tables have no beginning."""
 
-    def frames(self, pfns: U64) -> FrameTable:
+    def frames(self, pfns: Pfns) -> FrameTable:
         """struct page of ascending PFNs, in bulk."""
 
     def pte_behind(self, heads: U64, pages: U32) -> NDArray[np.bool_] | None:
@@ -190,15 +207,20 @@ class Target(Protocol):
     def ksmd(self, processes: Sequence[Process]) -> KsmdRecords | None:
         """ksmd's own records, None if they cannot be read (the reason is in info.notes)."""
 
-    def places(self, pfns: U64) -> U64:
+    def places(self, pfns: Pfns) -> Pfns:
         """Where read_into() finds these frames, known to frames() before: page numbers in
         whatever the target reads from. PFNs themselves if that is physical memory."""
+
+    def look(self, places: Pfns) -> U64 | None:
+        """A number made of a few words of each of these ascending places, where that is much
+        cheaper than to read them, else None. Where numbers differ, so do the contents; 0 may also
+        be a place that cannot be read."""
 
     def read_into(self, buffer: memoryview, place: int) -> None:
         """Fill `buffer`, whole pages, with the contents from that place on. Raises Unreadable if
         any of them cannot be read; what is in it then means nothing."""
 
-    def still_mapped(self, pfns: U64) -> NDArray[np.bool_]:
+    def still_mapped(self, pfns: Pfns) -> NDArray[np.bool_]:
         """Which of ascending PFNs are mapped where walk() found them, so that they cannot have
         become another process's; all of them where the target stands still."""
 

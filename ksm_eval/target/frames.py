@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -14,11 +14,21 @@ from drgn.helpers.linux.mm import pfn_to_page
 from numpy.typing import NDArray
 
 from ksm_eval.errors import TargetError
-from ksm_eval.snapshot import I64, U8, U64, Entry, FrameFlag, mark
-from ksm_eval.target import FrameTable
+from ksm_eval.snapshot import (
+    I64,
+    NO_COMPOUND,
+    U8,
+    U64,
+    Compounds,
+    Entry,
+    FrameFlag,
+    Pfns,
+    mark,
+)
+from ksm_eval.target import FrameTable, group_compounds
 from ksm_eval.target.features import enum_value, vmcoreinfo_number
 
-BLOCK = 1 << 18  # struct pages in memory at once: 16 MiB
+BLOCK = 1 << 16  # struct pages in memory at once: 4 MiB
 GAP = 64  # struct pages that may be read for nothing to join two runs
 
 _MIX = secrets.randbits(64) | 1  # nobody outside knows which identities collide
@@ -282,7 +292,7 @@ def _swapcache(layout: PageLayout, flags: U64) -> NDArray[np.bool_]:
     return found
 
 
-def identities(read: Read, layout: PageLayout, pfns: U64) -> U64:
+def identities(read: Read, layout: PageLayout, pfns: Pfns) -> U64:
     """What tells which page of which process is in each of the ascending `pfns`, in a word: its
     compound's head, mapping and index. Where one of these changes, so does the word; where several
     do, it stays the same by a chance of 2^-64. Other words of struct page change while a page
@@ -290,7 +300,7 @@ def identities(read: Read, layout: PageLayout, pfns: U64) -> U64:
     found = np.empty(len(pfns), np.uint64)
     for begin in range(0, len(pfns), BLOCK):
         part = slice(begin, begin + BLOCK)
-        found[part] = _identities(read, layout, pfns[part])
+        found[part] = _identities(read, layout, pfns[part].astype(np.uint64))
     return found
 
 
@@ -315,7 +325,7 @@ def _identities(read: Read, layout: PageLayout, pfns: U64) -> U64:
 def classify(
     read: Read,
     layout: PageLayout,
-    pfns: U64,
+    pfns: Pfns,
     max_pfn: int,
     batched: Mapping[int, int] = MappingProxyType({}),
 ) -> FrameTable:
@@ -323,12 +333,50 @@ def classify(
 
     `batched`: address of a struct page -> references that per-CPU batches hold on it.
     """
-    parts = [
-        _block(read, layout, pfns[i : i + BLOCK], max_pfn, batched)
-        for i in range(0, max(len(pfns), 1), BLOCK)
-    ]
-    return FrameTable(*(np.concatenate([getattr(part, name) for part in parts])
-                        for name in FrameTable.__dataclass_fields__))  # fmt: skip
+    n = len(pfns)
+    table = FrameTable(
+        entry=np.empty(n, np.uint8),
+        flags=np.empty(n, np.uint8),
+        mapcount=np.empty(n, np.uint32),
+        node=np.empty(n, np.uint16),
+        compound=np.empty(n, np.uint32),
+        compounds=NO_COMPOUNDS,
+    )
+    compounds = [NO_COMPOUNDS]
+    found = 0
+    for begin in range(0, n, BLOCK):
+        part = slice(begin, begin + BLOCK)
+        block = _block(read, layout, pfns[part].astype(np.uint64), max_pfn, batched)
+        for name in ("entry", "flags", "mapcount", "node"):
+            getattr(table, name)[part] = getattr(block, name)
+        row, more = block.compound, block.compounds
+        if len(more) and found and more.head[0] == compounds[-1].head[-1]:  # in both blocks
+            found -= 1
+            compounds[-1] = _rows_of(compounds[-1], slice(-1))
+        table.compound[part] = np.where(row == NO_COMPOUND, row, row + np.uint32(found))
+        if len(more):
+            compounds.append(more)
+            found += len(more)
+    joined = {name: np.concatenate([getattr(part, name) for part in compounds])
+              for name in ("head", "pages", "pinned", "pmd_mapcount")}  # fmt: skip
+    return replace(table, compounds=Compounds(**joined))
+
+
+NO_COMPOUNDS = Compounds(
+    head=np.empty(0, np.uint64),
+    pages=np.empty(0, np.uint32),
+    pinned=np.empty(0, np.bool_),
+    pmd_mapcount=np.empty(0, np.uint32),
+)
+
+
+def _rows_of(compounds: Compounds, rows: slice) -> Compounds:
+    return Compounds(
+        head=compounds.head[rows],
+        pages=compounds.pages[rows],
+        pinned=compounds.pinned[rows],
+        pmd_mapcount=compounds.pmd_mapcount[rows],
+    )
 
 
 def _unique_heads(heads: U64) -> tuple[U64, I64]:
@@ -407,20 +455,18 @@ def _block(
     node[rows] = (own_flags >> np.uint64(layout.node_shift)) & np.uint64(layout.node_mask)
     head = pfns.copy()
     head[rows] = head_of_row
-    head_pages = np.ones(n, np.uint32)
-    head_pages[rows] = table.pages
+    pages = np.ones(n, np.uint64)
+    pages[rows] = table.pages
     head_pinned = np.zeros(n, np.bool_)
     head_pinned[rows] = pinned
-    head_pmd_mapcount = np.zeros(n, np.uint32)
-    head_pmd_mapcount[rows] = np.maximum(table.entire, 0)
+    pmd_mapcount = np.zeros(n, np.uint32)
+    pmd_mapcount[rows] = np.maximum(table.entire, 0)
+    compound, compounds = group_compounds(head, pages, head_pinned, pmd_mapcount)
     return FrameTable(
-        candidate=entry == Entry.CANDIDATE,
-        flags=all_flags,
         entry=entry,
+        flags=all_flags,
         mapcount=mapcounts,
         node=node,
-        head=head,
-        head_pages=head_pages,
-        head_pinned=head_pinned,
-        head_pmd_mapcount=head_pmd_mapcount,
+        compound=compound,
+        compounds=compounds,
     )

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ksm_eval.errors import TargetError
 from ksm_eval.replay.rules import Rules, Settings
-from ksm_eval.snapshot import U32, U64, Entry, FrameFlag, has
+from ksm_eval.snapshot import NO_COMPOUND, U32, U64, Entry, FrameFlag, Pfns, has
 from ksm_eval.target import (
     WENT_AWAY,
     FrameTable,
@@ -125,6 +125,7 @@ class KernelTarget:
             notes=list(opened.notes),
         )
         self.meter = Meter()
+        self._columns = page_table.Columns()
         # Where a file can be read without drgn.
         self.direct = open_elf(
             Path(opened.path), opened.segments, self._read_physical, self.info.page_size
@@ -243,12 +244,12 @@ class KernelTarget:
         except FaultError as error:
             self._check_process(process)
             raise Unreadable("its page tables cannot be found") from error
-        walked = page_table.walk(self._read_physical, root, vmas, self._layout)
+        walked = page_table.walk(self._read_physical, root, vmas, self._layout, self._columns)
         self._check_process(process)
         return walked
 
     @_while_there
-    def still_mapped(self, pfns: U64) -> NDArray[np.bool_]:
+    def still_mapped(self, pfns: Pfns) -> NDArray[np.bool_]:
         if not self._opened.live:
             return np.ones(len(pfns), np.bool_)
         return self._walks.still_mapped(pfns, self._walk)
@@ -260,7 +261,7 @@ class KernelTarget:
         return first_value(self._prog, "max_pfn") or 1 << paging.physical_bits - paging.page_shift
 
     @_while_there
-    def frames(self, pfns: U64) -> FrameTable:
+    def frames(self, pfns: Pfns) -> FrameTable:
         if self._opened.live:
             valid = pfns[: np.searchsorted(pfns, np.uint64(self._max_pfn))]
             known = identities(self._read_virtual, self._page_layout, valid)
@@ -275,11 +276,10 @@ class KernelTarget:
         if self._opened.live:
             gone = ~self.still_mapped(pfns)
             table.entry[gone] = Entry.UNREADABLE
-            table.candidate[gone] = False
-        anonymous = table.candidate
+        anonymous = table.entry == Entry.CANDIDATE
         self._opened.check_user_pages(
-            pfns[anonymous],
-            table.head_pages[anonymous] > 1,
+            pfns[anonymous].astype(np.uint64),
+            table.compound[anonymous] != NO_COMPOUND,
             has(table.flags[anonymous], FrameFlag.SWAPCACHE),
             self.info.page_size,
         )
@@ -357,8 +357,13 @@ class KernelTarget:
             raise LookupError("no address") from None
         return data
 
-    def places(self, pfns: U64) -> U64:
+    def places(self, pfns: Pfns) -> Pfns:
         return pfns
+
+    def look(self, places: Pfns) -> U64 | None:
+        if self.direct is None or not self.direct.cached():
+            return None
+        return self.direct.look(places, self.info.page_size)
 
     @_while_there
     def read_into(self, buffer: memoryview, place: int) -> None:
@@ -410,6 +415,6 @@ def _fault_reason(error: FaultError) -> str:
     message = error.message.lower()
     if "excluded" in message:
         return "filtered out of the dump"
-    if "not mapped" in message or "out-of-bounds" in message:
+    if any(words in message for words in ("not mapped", "out-of-bounds", "could not find")):
         return "not in the dump"
     return "read error"

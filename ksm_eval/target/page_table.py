@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ksm_eval.snapshot import I64, U8, U32, U64, Entry, MappingFlag
+from ksm_eval.snapshot import I64, U8, U32, U64, Entry, MappingFlag, Pfns
 from ksm_eval.target import Vma, WalkedVmas
 
 MAX_READ = 1 << 20  # bytes of neighbouring tables read at once
+_BLOCK = 1 << 18  # bytes of last-level tables that are read and decoded at once, in the L2 cache
+_CHUNK = 1 << 22  # rows
+_MOST_RUNS = 4  # of tables that are decoded alike; more of them in a block are not worth it
 
 Bools: TypeAlias = NDArray[np.bool_]
 
@@ -40,6 +44,10 @@ class Paging(Protocol):
     @property
     def physical_bits(self) -> int:
         """No frame is beyond, where the target does not tell its last one."""
+
+    @property
+    def deciding(self) -> int:
+        """Bits of a last-level entry that decide all of the below but its address."""
 
     def is_table(self, entry: U64) -> Bools:
         """Above level 0: points to a table."""
@@ -110,6 +118,11 @@ def read_tables(read: ReadTables, addresses: U64, entries: int) -> tuple[U64, Bo
     Neighbours are read together. Unreadable tables are rows of zeros.
     """
     size = entries * 8
+    if 0 < len(addresses) * size <= MAX_READ and (np.diff(addresses) == size).all():
+        with suppress(LookupError):  # all in a row, as fork() makes them
+            data = read(int(addresses[0]), len(addresses) * size)
+            whole = np.frombuffer(data, np.uint64).reshape(-1, entries)
+            return whole, np.ones(len(addresses), np.bool_)
     tables = np.zeros((len(addresses), entries), np.uint64)
     readable = np.ones(len(addresses), np.bool_)
     order = np.argsort(addresses, kind="stable")
@@ -169,6 +182,10 @@ class _Ranges:
         outside = (position < 0) | (va >= self.end[safe])
         return np.where(outside, np.int64(-1), position)
 
+    def page(self, va: U64, index: I64) -> U32:
+        """Page number of each address within its range."""
+        return ((va - self.start[index]) >> np.uint64(self.page_shift)).astype(np.uint32)
+
     def pages_lost(self, va: int, span: int, entries: U32) -> None:
         """Count the pages of [va, va+span) that lie in ranges as unreadable."""
         low = np.maximum(self.start, np.uint64(va))
@@ -177,18 +194,64 @@ class _Ranges:
         entries[:, Entry.UNREADABLE] += lost.astype(np.uint32)
 
 
+class Columns:
+    """Arrays for the entries of one process after the other. In large ones the kernel puts huge
+    pages, which saves a fault for every 4 KiB of them."""
+
+    def __init__(self) -> None:
+        self._new(0)
+
+    def _new(self, rows: int) -> None:
+        self._pfn = np.empty(rows, np.uint32)
+        self._page = np.empty(rows, np.uint32)
+        self._flags = np.empty(rows, np.uint8)
+
+    def free(self, most: int) -> tuple[U32, U32, U8]:
+        """PFN, page and flags of `most` rows, until take()."""
+        if len(self._pfn) < most:
+            self._new(max(most, _CHUNK))
+        return self._pfn[:most], self._page[:most], self._flags[:most]
+
+    def take(self, count: int) -> None:
+        """The first `count` rows are used now."""
+        self._pfn, self._page = self._pfn[count:], self._page[count:]
+        self._flags = self._flags[count:]
+
+
+class _Mapped:
+    """Present normal entries in address order, filled in from the front."""
+
+    def __init__(self, columns: Columns, most: int) -> None:
+        self.count = 0
+        self._columns = columns
+        self.pfn: Pfns
+        self.pfn, self.page, self.flags = columns.free(most)
+
+    def room(self, count: int, highest: int) -> slice:
+        """Where the next `count` go, the highest of whose PFNs is `highest`."""
+        if highest > 0xFFFFFFFF and self.pfn.dtype == np.uint32:  # beyond 16 TiB
+            self.pfn = self.pfn.astype(np.uint64)
+        place = slice(self.count, self.count + count)
+        self.count += count
+        return place
+
+    def add(self, pfn: U64, page: U32, flags: U8) -> None:
+        if len(pfn):
+            at = self.room(len(pfn), int(pfn.max()))
+            self.pfn[at], self.page[at], self.flags[at] = pfn, page, flags
+
+    def done(self) -> tuple[Pfns, U32, U8]:
+        self._columns.take(self.count)
+        return self.pfn[: self.count], self.page[: self.count], self.flags[: self.count]
+
+
 @dataclass
 class _Leaves:
-    """Present normal entries found so far, one array per table level that had some."""
+    """Present normal entries, an array each."""
 
-    va: list[U64]
-    pfn: list[U64]
-    flags: list[U8]
-
-    def add(self, va: U64, pfn: U64, flags: U8) -> None:
-        self.va.append(va)
-        self.pfn.append(pfn)
-        self.flags.append(flags)
+    va: U64
+    pfn: U64
+    flags: U8
 
 
 def _count(entries: U32, vma: I64, kind: U8 | Entry, weight: int = 1) -> None:
@@ -206,10 +269,8 @@ def _mapping_flags(paging: Paging, entry: U64, huge: bool) -> U8:
     return flags
 
 
-def _leaf(
-    va: U64, entry: U64, span: int, ranges: _Ranges, layout: Layout, found: _Leaves, entries: U32
-) -> None:
-    """Sort the leaf entries of one level: present ones to `found`, the others counted.
+def _leaf(va: U64, entry: U64, span: int, ranges: _Ranges, layout: Layout, entries: U32) -> _Leaves:
+    """Sort leaf entries of one level: present ones are returned, the others counted.
 
     `span` is the bytes one entry maps; a huge entry is expanded to its pages.
     """
@@ -240,9 +301,8 @@ def _leaf(
         _count(entries, ranges.index(va[rows]), kind)
     normal = ~(zero | special)
     if normal.all():
-        found.add(va, pfn, flags)
-    else:
-        found.add(va[normal], pfn[normal], flags[normal])
+        return _Leaves(va, pfn, flags)
+    return _Leaves(va[normal], pfn[normal], flags[normal])
 
 
 def _is_zero(pfn: U64, layout: Layout) -> Bools:
@@ -254,7 +314,82 @@ def _is_zero(pfn: U64, layout: Layout) -> Bools:
     return zero
 
 
-def walk(read: ReadTables, root: int, vmas: Sequence[Vma], layout: Layout) -> WalkedVmas:
+class _LastLevel:
+    """Tables of PTEs. Most are inside one VMA and full of entries that differ by their frames
+    only: such a table is decoded by its first entry."""
+
+    def __init__(
+        self, tables: int, ranges: _Ranges, layout: Layout, entries: U32, columns: Columns
+    ) -> None:
+        self.paging, self.ranges, self.layout = layout.paging, ranges, layout
+        self.width = 1 << (layout.paging.page_shift - 3)
+        self.entries = entries
+        self.mapped = _Mapped(columns, tables * self.width)
+        self.counts = np.zeros(len(ranges.start), np.int64)  # of `mapped`, by VMA
+        self._ramp = np.arange(self.width, dtype=np.uint32)
+
+    def add(self, base: U64, content: U64) -> None:
+        """`content`, shape (T, width), of tables that map from the ascending addresses `base`."""
+        alike = self._alike(base, content)
+        starts = np.flatnonzero(alike[1:] != alike[:-1]) + 1
+        if len(starts) >= _MOST_RUNS:
+            return self._entries(base, content)
+        for first, last in zip([0, *starts.tolist()], [*starts.tolist(), len(base)], strict=True):
+            decode = self._tables if alike[first] else self._entries
+            decode(base[first:last], content[first:last])
+        return None
+
+    def _alike(self, base: U64, content: U64) -> Bools:
+        key = content & np.uint64(self.paging.deciding)
+        first = key[:, 0]
+        alike: Bools = (key == first[:, None]).all(axis=1)
+        alike &= self.paging.present(first, huge=False) & ~self.paging.special(first)
+        # The zero page is special, too (mk_special()), but nothing here depends on it.
+        alike &= self.ranges.cover(base, self.width << self.paging.page_shift)
+        return alike
+
+    def _tables(self, base: U64, content: U64) -> None:
+        count, shift = len(base) * self.width, np.uint64(self.paging.page_shift)
+        pfn = self.paging.address(content)
+        pfn >>= shift
+        at = self.mapped.room(count, int(pfn.max()))
+        self.mapped.pfn[at] = pfn.ravel()
+        vma = self.ranges.index(base)
+        page = ((base - self.ranges.start[vma]) >> shift).astype(np.uint32)
+        shape = len(base), self.width
+        np.add(page[:, None], self._ramp, out=self.mapped.page[at].reshape(shape))
+        flags = _mapping_flags(self.paging, content[:, 0], huge=False)
+        self.mapped.flags[at].reshape(shape)[:] = flags[:, None]
+        np.add.at(self.counts, vma, self.width)
+
+    def _entries(self, base: U64, content: U64) -> None:
+        va = base[:, None] + (self._ramp.astype(np.uint64) << np.uint64(self.paging.page_shift))
+        va, content = _wanted(va, base, content, self.ranges, self.layout, level=0)
+        leaves = _leaf(va, content, 1 << self.paging.page_shift, self.ranges, self.layout,
+                       self.entries)  # fmt: skip
+        vma = self.ranges.index(leaves.va)
+        self.counts += np.bincount(vma, minlength=len(self.counts))
+        self.mapped.add(leaves.pfn, self.ranges.page(leaves.va, vma), leaves.flags)
+
+
+def _wanted(
+    va: U64, base: U64, content: U64, ranges: _Ranges, layout: Layout, level: int
+) -> tuple[U64, U64]:
+    """Entries that are not 0 and belong to a VMA, and their addresses."""
+    span = 1 << (layout.paging.page_shift + (layout.paging.page_shift - 3) * level)
+    wanted = content != 0
+    partly = ~ranges.cover(base, span * content.shape[1])  # most tables are inside one VMA
+    wanted[partly] &= ranges.overlaps(va[partly], span)
+    return va[wanted], content[wanted]
+
+
+def walk(
+    read: ReadTables,
+    root: int,
+    vmas: Sequence[Vma],
+    layout: Layout,
+    columns: Columns | None = None,
+) -> WalkedVmas:
     """Entries of `vmas` (disjoint, ascending) in the page tables at physical address `root`.
 
     Follows ksm_next_page_pmd_entry() (mm/ksm.c): present PTEs include PROT_NONE ones;
@@ -262,43 +397,54 @@ def walk(read: ReadTables, root: int, vmas: Sequence[Vma], layout: Layout) -> Wa
     """
     paging = layout.paging
     entries = np.zeros((len(vmas), len(Entry)), np.uint32)
-    found = _Leaves([], [], [])
     ranges = _Ranges(vmas, paging.page_shift)
+    huge: list[_Leaves] = []
     tables = np.array([root], np.uint64)
     base = np.zeros(1, np.uint64)
     width = paging.page_shift - 3  # address bits a whole table resolves
-    for level in range(paging.levels - 1, -1, -1) if len(vmas) else ():
+    for level in range(paging.levels - 1, 0, -1) if len(vmas) else ():
         span = 1 << (paging.page_shift + width * level)
         count = paging.top_entries if level == paging.levels - 1 else 1 << width
         content, readable = read_tables(read, tables, count)
         for lost in base[~readable].tolist():
             ranges.pages_lost(lost, span * count, entries)
         va = base[:, None] + np.arange(count, dtype=np.uint64) * np.uint64(span)
-        wanted = content != 0
-        partly = ~ranges.cover(base, span * count)  # most tables are inside one VMA
-        wanted[partly] &= ranges.overlaps(va[partly], span)
-        va, content = va[wanted], content[wanted]
-        if level == 0:
-            _leaf(va, content, span, ranges, layout, found, entries)
-            break
+        va, content = _wanted(va, base, content, ranges, layout, level)
         # A PMD or PUD is a leaf when huge, or not present (a THP being migrated).
         table = paging.is_table(content)
-        if level < paging.leaf_levels:
-            _leaf(va[~table], content[~table], span, ranges, layout, found, entries)
+        if level < paging.leaf_levels and not table.all():
+            huge.append(_leaf(va[~table], content[~table], span, ranges, layout, entries))
         tables, base = paging.address(content[table]), va[table]
-    return _by_vma(found, ranges, entries)
+    last = _LastLevel(
+        len(tables) if len(vmas) else 0, ranges, layout, entries, columns or Columns()
+    )
+    step = max(_BLOCK >> paging.page_shift, 1)
+    for begin in range(0, len(tables) if len(vmas) else 0, step):
+        part = slice(begin, begin + step)
+        content, readable = read_tables(read, tables[part], 1 << width)
+        for lost in base[part][~readable].tolist():
+            ranges.pages_lost(lost, 1 << (paging.page_shift + width), entries)
+        last.add(base[part], content)
+    return _by_vma(last, huge, ranges, entries)
 
 
-def _by_vma(found: _Leaves, ranges: _Ranges, entries: U32) -> WalkedVmas:
+def _by_vma(last: _LastLevel, huge: list[_Leaves], ranges: _Ranges, entries: U32) -> WalkedVmas:
     """All leaves in address order, with the offsets of each VMA."""
-    va = np.concatenate([np.empty(0, np.uint64), *found.va])
-    pfn = np.concatenate([np.empty(0, np.uint64), *found.pfn])
-    flags = np.concatenate([np.empty(0, np.uint8), *found.flags])
-    if not bool((va[1:] > va[:-1]).all()):  # huge pages were found before the small ones
-        order = np.argsort(va, kind="stable")
+    pfn, page, flags = last.mapped.done()
+    counts = last.counts
+    if sum(len(leaves.va) for leaves in huge):
+        small = np.repeat(ranges.start, counts) + (
+            page.astype(np.uint64) << np.uint64(ranges.page_shift)
+        )
+        va = np.concatenate([*(leaves.va for leaves in huge), small])
+        pfn = np.concatenate([*(leaves.pfn for leaves in huge), pfn])
+        flags = np.concatenate([*(leaves.flags for leaves in huge), flags])
+        order = np.argsort(va, kind="stable")  # each part ascends: that is fast
         va, pfn, flags = va[order], pfn[order], flags[order]
-    begin = np.searchsorted(va, ranges.start)
-    offset = np.append(begin, len(va)).astype(np.int64)
-    start = np.repeat(ranges.start, np.diff(offset))
-    page = ((va - start) >> np.uint64(ranges.page_shift)).astype(np.uint32)
+        vma = ranges.index(va)
+        page = ranges.page(va, vma)
+        counts = np.bincount(vma, minlength=len(counts))
+        if pfn[:1].dtype == np.uint64 and not (pfn > 0xFFFFFFFF).any():
+            pfn = pfn.astype(np.uint32)
+    offset = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
     return WalkedVmas(offset=offset, pfn=pfn, page=page, flags=flags, entries=entries)

@@ -60,6 +60,10 @@ class Arm64Paging:
         return 52
 
     @property
+    def deciding(self) -> int:
+        return VALID | RDONLY | self.invalid_bits | WRITE | DIRTY | SPECIAL
+
+    @property
     def lpa2(self) -> bool:
         """TCR_EL1.DS: where 4 and 16 KiB pages have 52-bit virtual addresses they have
         52-bit physical ones (lpa2_is_enabled(); CONFIG_ARM64_LPA2 needs VA_BITS_52)."""

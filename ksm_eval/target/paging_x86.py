@@ -34,6 +34,7 @@ class X86Paging:
     top_entries: int = 512
     leaf_levels: int = 3
     physical_bits: int = 46  # what the struct pages of 4 levels cover
+    deciding: int = PRESENT | RW | DIRTY | PROTNONE | SPECIAL | SAVED_DIRTY
 
     def is_table(self, entry: U64) -> Bools:
         """PROT_NONE huge entries keep PSE."""
@@ -48,8 +49,9 @@ class X86Paging:
 
     def address(self, entry: U64) -> U64:
         """PROT_NONE entries store it inverted (L1TF; pgtable-invert.h, 4.19+)."""
-        inverted = self.prot_none(entry)
-        plain = np.where(inverted, ~entry, entry) if inverted.any() else entry
+        plain = entry
+        if not int(np.bitwise_and.reduce(entry, axis=None)) & PRESENT:
+            plain = np.where(self.prot_none(entry), ~entry, entry)
         return np.asarray(plain & np.uint64(PHYSICAL_MASK & ~self.sme_mask), np.uint64)
 
     def prot_none(self, entry: U64) -> Bools:

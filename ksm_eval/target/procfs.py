@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ksm_eval.replay.rules import Rules, Settings
-from ksm_eval.snapshot import I64, U8, U16, U32, U64, Entry, FrameFlag, MappingFlag, mark
+from ksm_eval.snapshot import I64, U8, U16, U32, U64, Entry, FrameFlag, MappingFlag, Pfns, mark
 from ksm_eval.tables import table_fits
 from ksm_eval.target import (
     WENT_AWAY,
@@ -36,6 +36,7 @@ from ksm_eval.target import (
     Unreadable,
     Vma,
     WalkedVmas,
+    group_compounds,
     proc_pages,
 )
 from ksm_eval.target.meter import Meter
@@ -242,7 +243,8 @@ class ProcTarget:
         )
         return walked, exclusive
 
-    def frames(self, pfns: U64) -> FrameTable:
+    def frames(self, pfns: Pfns) -> FrameTable:
+        pfns = pfns.astype(np.uint64)
         flags = self._lookup(self._kpageflags, pfns)
         entry = np.full(len(pfns), int(Entry.SPECIAL), np.uint8)
         entry[(flags & np.uint64(proc_pages.KPF_ANON)) != 0] = Entry.CANDIDATE
@@ -267,16 +269,14 @@ class ProcTarget:
         )
         whole = self._pmd_mappings(row_of, head, mapcount)
         self._check_thps(len(large))
+        compound, compounds = group_compounds(head, pages, np.zeros(len(pfns), np.bool_), whole)
         return FrameTable(
-            candidate=candidate,
-            flags=frame_flags,
             entry=entry,
+            flags=frame_flags,
             mapcount=mapcount,
             node=self._nodes(pfns),
-            head=head,
-            head_pages=pages,
-            head_pinned=np.zeros(len(pfns), np.bool_),
-            head_pmd_mapcount=whole,
+            compound=compound,
+            compounds=compounds,
         )
 
     def _lookup(self, fd: int, pfns: U64) -> U64:
@@ -338,13 +338,16 @@ class ProcTarget:
         )
         return None
 
-    def places(self, pfns: U64) -> U64:
+    def places(self, pfns: Pfns) -> U64:
         """Of frames() before: process and page number, in one number."""
         return self._places[np.searchsorted(self._pfns, pfns)]
 
-    def still_mapped(self, pfns: U64) -> NDArray[np.bool_]:
+    def still_mapped(self, pfns: Pfns) -> NDArray[np.bool_]:
         # read_into() reads from the process itself: from no other, whatever happens.
         return np.ones(len(pfns), np.bool_)
+
+    def look(self, places: Pfns) -> None:
+        """Each look would be a system call."""
 
     def read_into(self, buffer: memoryview, place: int) -> None:
         opened = self._opened[place >> PAGE_BITS]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,11 +18,10 @@ from rounds import Case, Method, python, run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FIXTURE = ROOT / "fixtures/vmcores/x86_64-6.12-tiny.kdump"
-SHM = Path("/dev/shm")
-ROOM = 8 << 30  # of memory that must be left beside a copy of the vmcore in it
 PAGE = 4096
 
-OURS, DRGN, C, NAIVE = "ksm-eval", "ksm-eval, prog.read", "C", "access_process_vm"
+OURS, WHOLE = "ksm-eval", "ksm-eval, all read"
+DRGN, C, NAIVE = "ksm-eval, prog.read", "C", "access_process_vm"
 PREAD, MEMCPY, TWIN = "pread", "memcpy", "C through /proc"
 
 
@@ -50,26 +48,6 @@ def _read_through(path: Path) -> None:
             pass
 
 
-@contextmanager
-def _in_memory(path: Path, setting: Setting) -> Iterator[tuple[Path, Callable[[], None]]]:
-    """The file, or a copy in tmpfs if it fits, and what to do before each round."""
-    from ksm_eval.footprint import available_bytes
-
-    size = path.stat().st_size
-    free = shutil.disk_usage(SHM).free if SHM.is_dir() else 0
-    if setting.quick or free < size or available_bytes() < size + ROOM:
-        setting.facts["vmcore"]["place"] = "the page cache"
-        yield path, partial(_read_through, path)
-        return
-    setting.facts["vmcore"]["place"] = "tmpfs"
-    copy = SHM / f"ksm-eval-bench-{os.getuid()}.elf"
-    try:
-        shutil.copyfile(path, copy)
-        yield copy, lambda: None
-    finally:
-        copy.unlink(missing_ok=True)
-
-
 def _elf(setting: Setting) -> Path:
     elf = setting.work / ("small.elf" if setting.quick else "big.elf")
     if not elf.exists():
@@ -92,8 +70,8 @@ def vmcore_cases(setting: Setting, names: list[str]) -> Iterator[Iterator[Case]]
     out.mkdir(exist_ok=True)
     facts = run(python("plan", elf, out))
     setting.facts["vmcore"] = facts
-    with _in_memory(elf, setting) as (core, before):
-        yield _vmcore_cases(setting, names, core, before)
+    facts["place"] = "the page cache"
+    yield _vmcore_cases(setting, names, elf, partial(_read_through, elf))
 
 
 def _vmcore_cases(
@@ -109,6 +87,7 @@ def _vmcore_cases(
             "End to end: from the VMAs to the counters",
             (
                 Method(OURS, python("job", core)),
+                Method(WHOLE, python("job", core, "whole")),
                 Method(DRGN, python("job", core, "drgn")),
                 Method(C, (program["reference"], str(core), str(out / "plan"))),
                 Method(NAIVE, python("naive", core, out / "sample.json", mappings)),
@@ -119,6 +98,8 @@ def _vmcore_cases(
             prediction_is_simple=not setting.quick,
             before=before,
         )
+    if "job-unique" in names:
+        yield from _unique_case(setting, core, program["reference"])
     for name, file, about in (
         ("read", "frames", "Read and hash every frame once"),
         *(
@@ -139,6 +120,28 @@ def _vmcore_cases(
             methods.append(Method(MEMCPY, (program["frames"], "copy", str(core), path)))
         size = (out / file).stat().st_size // 8 * PAGE
         yield Case(name, about, tuple(methods), yardstick=C, size=size, before=before)
+
+
+def _unique_case(setting: Setting, core: Path, reference: str) -> Iterator[Case]:
+    path, out = setting.work / "unique.elf", setting.work / "plan"
+    if not path.exists():
+        setting.say("writing a vmcore of mostly unique pages (once)")
+        run(python("unique", core, path))
+    facts = setting.facts["vmcore"]
+    yield Case(
+        "job-unique",
+        "End to end where most pages are unique",
+        (
+            Method(OURS, python("job", path)),
+            Method(WHOLE, python("job", path, "whole")),
+            Method(C, (reference, str(path), str(out / "plan"))),
+        ),
+        yardstick=C,
+        frames=facts["frames"],
+        size=facts["frames"] * PAGE,
+        prediction_is_simple=not setting.quick,
+        before=partial(_read_through, path),
+    )
 
 
 def _seed() -> int:
@@ -248,7 +251,12 @@ def synthetic_cases(setting: Setting, names: list[str]) -> Iterator[Iterator[Cas
 
 
 GROUPS = {
-    vmcore_cases: ("job", "read", *(f"fragmented-{percent}" for percent in DENSITIES)),
+    vmcore_cases: (
+        "job",
+        "job-unique",
+        "read",
+        *(f"fragmented-{percent}" for percent in DENSITIES),
+    ),
     kdump_cases: ("kdump-zlib", "kdump-zstd"),
     proc_cases: ("proc",),
     synthetic_cases: ("settled", "duplicates", "exact", "whole"),

@@ -32,6 +32,12 @@ def plan(core: str, out: str) -> Found:
     return write_plan(Path(core), Path(out))
 
 
+def unique(core: str, out: str) -> Found:
+    from plan import write_unique
+
+    return write_unique(Path(core), Path(out))
+
+
 def _opened(core: str, via: str) -> Target:
     """`via`: "drgn" for all reads through prog.read, else as ksm-eval itself would."""
     from ksm_eval.evaluate import open_target
@@ -45,8 +51,8 @@ def _opened(core: str, via: str) -> Target:
 
 
 def job(core: str, via: str = "") -> Found:
-    """VMAs to counters on a vmcore."""
-    return measured(_opened(core, via), Selection(all=True))[2]
+    """VMAs to counters on a vmcore. `via` "whole": every frame read and hashed."""
+    return measured(_opened(core, via), Selection(all=True), first_look=not via)[2]
 
 
 def frames(core: str, file: str, via: str = "") -> Found:
@@ -130,7 +136,7 @@ def whole(frames: str) -> Found:
 
 MEASUREMENTS: dict[str, Callable[..., Found]] = {
     function.__name__: function
-    for function in (plan, job, frames, naive, proc_plan, proc, settled, exact, whole)
+    for function in (plan, unique, job, frames, naive, proc_plan, proc, settled, exact, whole)
 }
 SPARE = 1 << 30  # bytes of memory that are left to others
 

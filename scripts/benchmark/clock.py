@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ class Clock:
         self._since = (0.0, 0.0)
 
     def _charge(self) -> None:
-        now = time.perf_counter(), time.process_time()
+        now = time.perf_counter(), time.process_time() + _of_children()
         if self._open:
             name = self._open[-1]
             self.seconds[name] = self.seconds.get(name, 0.0) + now[0] - self._since[0]
@@ -68,6 +69,11 @@ class Clock:
         function = getattr(owner, attribute, None)
         if callable(function):
             setattr(owner, attribute, self.around(name, function))
+
+
+def _of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def status(field: str) -> int:

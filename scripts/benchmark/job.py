@@ -17,6 +17,7 @@ SEED = 0x5EED0F0E5EED0F0E
 
 # Of the target; the others of it are about one variable or one task at a time. They are what
 # drgn is for, and the C programs are told the answers.
+FACTS = ("_layout", "_page_layout", "_max_pfn")  # looked up when they are needed first
 TARGET_STAGES = {
     "rules": "target facts",
     "settings": "target facts",
@@ -26,7 +27,11 @@ TARGET_STAGES = {
     "walk": "walk",
     "frames": "struct page",
 }
-COLLECT_STAGES = {"_distinct": "distinct frames", "sweep": "read and hash"}
+COLLECT_STAGES = {
+    "_distinct": "distinct frames",
+    "_rows": "distinct frames",
+    "sweep": "read and hash",
+}
 OFF_THE_CLOCK = ("target facts", "tasks", "VMAs")
 REST = "columns"  # of collect(): whatever is in no stage of its own
 
@@ -55,17 +60,31 @@ def checksum(pfn: U64, hashes: U64) -> str:
     return f"{int((hashes * (pfn * np.uint64(2) + np.uint64(1))).sum(dtype=np.uint64)):016x}"
 
 
-def measured(target: Target, selection: Selection) -> tuple[Snapshot, Prediction, dict[str, Any]]:
-    """Collect and predict; the third is the measurement."""
+def pfns_and_hashes(snapshot: Snapshot) -> tuple[U64, U64]:
+    return snapshot.frames.pfn.astype(np.uint64), snapshot.frames.hash
+
+
+def measured(
+    target: Target, selection: Selection, *, first_look: bool = True
+) -> tuple[Snapshot, Prediction, dict[str, Any]]:
+    """Collect and predict; the third is the measurement. With the checksum where every frame was
+    read."""
+    looked = first_look and getattr(target, "direct", None) is not None
     clock = Clock()
     for attribute, stage in TARGET_STAGES.items():
         clock.replace(target, attribute, stage)
     module = importlib.import_module("ksm_eval.collect")
     for attribute, stage in COLLECT_STAGES.items():
         clock.replace(module, attribute, stage)
+    clock.replace(
+        importlib.import_module("ksm_eval.target.kernel"), "batched_pages", "target facts"
+    )
+    with clock.stage("target facts"):
+        for attribute in FACTS:
+            getattr(target, attribute, None)
     before = status("VmRSS")
     with clock.stage(REST):
-        snapshot = collect(target, selection, seed=SEED)
+        snapshot = collect(target, selection, seed=SEED, first_look=first_look)
     with clock.stage("replay"):
         prediction = predict(snapshot, snapshot.meta.settings)
     return snapshot, prediction, {
@@ -75,7 +94,7 @@ def measured(target: Target, selection: Selection) -> tuple[Snapshot, Prediction
         "unreadable": snapshot.meta.unreadable,
         "results": {
             **simple_counters(snapshot),
-            "checksum": checksum(snapshot.frames.pfn, snapshot.frames.hash),
+            **({} if looked else {"checksum": checksum(*pfns_and_hashes(snapshot))}),
         },
         "predicted": {
             "pages_shared": prediction.counters.pages_shared,

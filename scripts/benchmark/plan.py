@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from array import array
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ksm_eval.collect import collect
 from ksm_eval.evaluate import open_target
 from ksm_eval.snapshot import U64, MappingFlag, Snapshot, has
 from ksm_eval.target import Process, Selection, Vma
+from ksm_eval.target.containers import identify
 from ksm_eval.target.kernel import KernelTarget
 from ksm_eval.target.paging_x86 import image_to_physical
 from ksm_eval.target.symbols import vmcoreinfo
@@ -23,6 +25,7 @@ NONE = 1 << 62
 """Instead of a number that nothing is compared with equal."""
 
 SAMPLE = 30_000  # pages for the naive way
+CHANGED = 0.9  # of the contents that several frames have
 DENSITIES = (50, 10)  # percent of the frames that a fragmented set has
 
 
@@ -93,3 +96,23 @@ def write_plan(core: Path, out: Path) -> dict[str, Any]:
         "frames": len(pfns),
         "bytes": core.stat().st_size,
     }
+
+
+def write_unique(core: Path, out: Path) -> dict[str, Any]:
+    """A vmcore like this one, in which random bytes are in most frames that have an equal one."""
+    target = open_target(core)
+    snapshot = collect(target, Selection(all=True), seed=SEED)
+    segments = identify(core).segments
+    assert segments is not None
+    _, content, size = np.unique(snapshot.frames.hash, return_inverse=True, return_counts=True)
+    random = np.random.default_rng(3)
+    changed = (size > 1) & (random.random(len(size)) < CHANGED)
+    partial = out.with_suffix(".partial")
+    shutil.copyfile(core, partial)
+    with partial.open("r+b", buffering=0) as file:
+        for pfn in snapshot.frames.pfn[changed[content]].astype(np.uint64) << np.uint64(12):
+            row = int(np.flatnonzero(segments.address <= pfn)[-1])
+            file.seek(int(pfn - segments.address[row] + segments.offset[row]))
+            file.write(random.bytes(4096))
+    partial.rename(out)
+    return {}

@@ -136,12 +136,16 @@ def snapshot(frames: int, kind: str) -> Snapshot:
             node=np.zeros(frames, np.uint16),
             compound=np.full(frames, NO_COMPOUND, np.uint32),
         ),
-        compounds=Compounds(
-            head=np.empty(0, np.uint64),
-            pages=np.empty(0, np.uint32),
-            pinned=np.empty(0, np.bool_),
-            pmd_mapcount=np.empty(0, np.uint32),
-        ),
+        compounds=_no_compounds(),
+    )
+
+
+def _no_compounds() -> Compounds:
+    return Compounds(
+        head=np.empty(0, np.uint64),
+        pages=np.empty(0, np.uint32),
+        pinned=np.empty(0, np.bool_),
+        pmd_mapcount=np.empty(0, np.uint32),
     )
 
 
@@ -202,15 +206,12 @@ class SyntheticTarget:
     def frames(self, pfns: U64) -> FrameTable:
         n = len(pfns)
         return FrameTable(
-            candidate=np.ones(n, np.bool_),
-            flags=np.zeros(n, np.uint8),
             entry=np.zeros(n, np.uint8),
+            flags=np.zeros(n, np.uint8),
             mapcount=np.ones(n, np.uint32),
             node=np.zeros(n, np.uint16),
-            head=pfns,
-            head_pages=np.ones(n, np.uint32),
-            head_pinned=np.zeros(n, np.bool_),
-            head_pmd_mapcount=np.zeros(n, np.uint32),
+            compound=np.full(n, NO_COMPOUND, np.uint32),
+            compounds=_no_compounds(),
         )
 
     def ksmd(self, processes: Sequence[Process]) -> KsmdRecords | None:
@@ -225,6 +226,9 @@ class SyntheticTarget:
 
     def places(self, pfns: U64) -> U64:
         return pfns
+
+    def look(self, places: U64) -> None:
+        del places
 
     def read_into(self, buffer: memoryview, place: int) -> None:
         first, count = place - FIRST_PFN, len(buffer) // 4096
