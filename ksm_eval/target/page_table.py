@@ -16,7 +16,6 @@ from ksm_eval.target import Vma, WalkedVmas
 MAX_READ = 1 << 20  # bytes of neighbouring tables read at once
 _BLOCK = 1 << 18  # bytes of last-level tables that are read and decoded at once, in the L2 cache
 _CHUNK = 1 << 22  # rows
-_MOST_RUNS = 4  # of tables that are decoded alike; more of them in a block are not worth it
 
 Bools: TypeAlias = NDArray[np.bool_]
 
@@ -198,8 +197,8 @@ class Columns:
     """Arrays for the entries of one process after the other. In large ones the kernel puts huge
     pages, which saves a fault for every 4 KiB of them."""
 
-    def __init__(self) -> None:
-        self._new(0)
+    def __init__(self, rows: int = 0) -> None:
+        self._new(rows)
 
     def _new(self, rows: int) -> None:
         self._pfn = np.empty(rows, np.uint32)
@@ -226,6 +225,10 @@ class _Mapped:
         self._columns = columns
         self.pfn: Pfns
         self.pfn, self.page, self.flags = columns.free(most)
+
+    @classmethod
+    def alone(cls, most: int) -> _Mapped:
+        return cls(Columns(most), most)
 
     def room(self, count: int, highest: int) -> slice:
         """Where the next `count` go, the highest of whose PFNs is `highest`."""
@@ -331,13 +334,32 @@ class _LastLevel:
     def add(self, base: U64, content: U64) -> None:
         """`content`, shape (T, width), of tables that map from the ascending addresses `base`."""
         alike = self._alike(base, content)
-        starts = np.flatnonzero(alike[1:] != alike[:-1]) + 1
-        if len(starts) >= _MOST_RUNS:
-            return self._entries(base, content)
-        for first, last in zip([0, *starts.tolist()], [*starts.tolist(), len(base)], strict=True):
-            decode = self._tables if alike[first] else self._entries
-            decode(base[first:last], content[first:last])
-        return None
+        if alike.all():
+            return self._tables(base, content, self.mapped)
+        found = _Mapped.alone(len(base) * self.width)
+        counts = self._entries(base[~alike], content[~alike], found)
+        if alike.any():
+            whole = _Mapped.alone(len(base) * self.width)
+            self._tables(base[alike], content[alike], whole)
+            return self._in_turn(alike, whole, found, np.cumsum(counts).tolist())
+        return self.mapped.add(*found.done())
+
+    def _in_turn(self, alike: Bools, whole: _Mapped, others: _Mapped, ends: list[int]) -> None:
+        """Both kinds of tables in the order of their addresses; `ends`, in `others`, of each."""
+        starts = np.flatnonzero(np.append(True, alike[1:] != alike[:-1]))
+        tables = np.diff(np.append(starts, len(alike))).tolist()
+        done, number, end = 0, 0, 0  # pages of `whole`; tables and pages of `others`
+        for first, count in zip(starts.tolist(), tables, strict=True):
+            if alike[first]:
+                source, begin = whole, done
+                done += count * self.width
+                last = done
+            else:
+                source, begin = others, end
+                number += count
+                last = end = ends[number - 1]
+            rows = slice(begin, last)
+            self.mapped.add(source.pfn[rows], source.page[rows], source.flags[rows])
 
     def _alike(self, base: U64, content: U64) -> Bools:
         key = content & np.uint64(self.paging.deciding)
@@ -348,28 +370,30 @@ class _LastLevel:
         alike &= self.ranges.cover(base, self.width << self.paging.page_shift)
         return alike
 
-    def _tables(self, base: U64, content: U64) -> None:
+    def _tables(self, base: U64, content: U64, into: _Mapped) -> None:
         count, shift = len(base) * self.width, np.uint64(self.paging.page_shift)
         pfn = self.paging.address(content)
         pfn >>= shift
-        at = self.mapped.room(count, int(pfn.max()))
-        self.mapped.pfn[at] = pfn.ravel()
+        at = into.room(count, int(pfn.max()))
+        into.pfn[at] = pfn.ravel()
         vma = self.ranges.index(base)
         page = ((base - self.ranges.start[vma]) >> shift).astype(np.uint32)
         shape = len(base), self.width
-        np.add(page[:, None], self._ramp, out=self.mapped.page[at].reshape(shape))
+        np.add(page[:, None], self._ramp, out=into.page[at].reshape(shape))
         flags = _mapping_flags(self.paging, content[:, 0], huge=False)
-        self.mapped.flags[at].reshape(shape)[:] = flags[:, None]
+        into.flags[at].reshape(shape)[:] = flags[:, None]
         np.add.at(self.counts, vma, self.width)
 
-    def _entries(self, base: U64, content: U64) -> None:
+    def _entries(self, base: U64, content: U64, into: _Mapped) -> I64:
+        """Returns how many there are in each table."""
         va = base[:, None] + (self._ramp.astype(np.uint64) << np.uint64(self.paging.page_shift))
         va, content = _wanted(va, base, content, self.ranges, self.layout, level=0)
         leaves = _leaf(va, content, 1 << self.paging.page_shift, self.ranges, self.layout,
                        self.entries)  # fmt: skip
         vma = self.ranges.index(leaves.va)
         self.counts += np.bincount(vma, minlength=len(self.counts))
-        self.mapped.add(leaves.pfn, self.ranges.page(leaves.va, vma), leaves.flags)
+        into.add(leaves.pfn, self.ranges.page(leaves.va, vma), leaves.flags)
+        return np.diff(np.append(np.searchsorted(leaves.va, base), len(leaves.va)))
 
 
 def _wanted(
