@@ -25,7 +25,7 @@ from ksm_eval.options import Options, check, command
 from ksm_eval.report.text import printable
 
 if TYPE_CHECKING:
-    from ksm_eval.progress import ProgressBar
+    from ksm_eval.progress import Teller
     from ksm_eval.report.model import Report, Run
     from ksm_eval.sampling import Samples
     from ksm_eval.snapshot import Snapshot
@@ -120,55 +120,76 @@ def _start_logging(options: Options) -> None:
 
 def _report(options: Options) -> tuple[Report, int, str]:
     """The report, how many bytes were read for it, and what came short of the question."""
-    from ksm_eval.evaluate import evaluate_taken
-    from ksm_eval.save import load, save
+    with _progress(options) as progress:
+        if options.snapshot is not None:
+            return _one(options, _loaded(options, options.snapshot), progress), 0, ""
+        if len(options.cores) > 1:
+            return *_cores(options, progress), ""
+        return _sampled(options, progress)
 
-    if options.snapshot is not None:
-        return _one(options, load(options.snapshot)), 0, ""
-    if len(options.cores) > 1:
-        return *_cores(options), ""
-    taken = _taken(options)
+
+def _sampled(options: Options, progress: Teller | None) -> tuple[Report, int, str]:
+    from ksm_eval.evaluate import evaluate_taken
+    from ksm_eval.save import save
+
+    taken = _taken(options, progress)
     snapshot = taken.snapshots[0]
     if options.save is not None:
         save(snapshot, options.save)
     if options.samples == 1:
-        return _one(options, snapshot), taken.bytes_read, ""
+        return _one(options, snapshot, progress), taken.bytes_read, ""
     short = "" if taken.stopped is None else taken.stopped.message
-    return evaluate_taken(taken, _overrides(options)), taken.bytes_read, short
+    report = evaluate_taken(
+        taken, _overrides(options), max_memory=int(options.max_memory), progress=progress
+    )
+    return report, taken.bytes_read, short
 
 
-def _one(options: Options, snapshot: Snapshot) -> Report:
+def _loaded(options: Options, path: Path) -> Snapshot:
+    from ksm_eval.memory import memory
+    from ksm_eval.save import load
+
+    limit = int(options.max_memory)
+    exact = options.passes > 0 or options.verify
+    return load(path, memory(limit, 0, exact=exact) if limit else None)
+
+
+def _one(options: Options, snapshot: Snapshot, progress: Teller | None) -> Report:
     from ksm_eval.evaluate import evaluate_snapshot, verify_snapshot
 
     if options.verify:
-        return verify_snapshot(snapshot, passes=options.passes or 1)
-    return evaluate_snapshot(snapshot, _overrides(options), passes=options.passes)
+        return verify_snapshot(snapshot, passes=options.passes or 1, progress=progress)
+    return evaluate_snapshot(
+        snapshot, _overrides(options), passes=options.passes, progress=progress
+    )
 
 
-def _cores(options: Options) -> tuple[Report, int]:
+def _cores(options: Options, progress: Teller | None) -> tuple[Report, int]:
     """Several vmcores: one sample each, all hashed under one key; the targets stay open."""
     from ksm_eval.evaluate import collect, evaluate_samples
 
     seed = secrets.randbits(64)
     with ExitStack() as stack:
         samples = []
-        with _progress(options) as progress:
-            for core in options.cores:
-                target = _open(options, core)
-                stack.callback(target.close)
-                snapshot = collect(
-                    target,
-                    _selection(options),
-                    mergeable_only=options.mergeable_only,
-                    progress=progress,
-                    seed=seed,
-                )
-                samples.append((target, snapshot))
-        report = evaluate_samples(samples, _overrides(options))
+        for core in options.cores:
+            target = _open(options, core, progress)
+            stack.callback(target.close)
+            snapshot = collect(
+                target,
+                _selection(options),
+                mergeable_only=options.mergeable_only,
+                progress=progress,
+                seed=seed,
+                max_memory=int(options.max_memory),
+            )
+            samples.append((target, snapshot))
+        report = evaluate_samples(
+            samples, _overrides(options), max_memory=int(options.max_memory), progress=progress
+        )
         return report, sum(target.meter.bytes_read for target, _ in samples)
 
 
-def _taken(options: Options) -> Samples:
+def _taken(options: Options, progress: Teller | None) -> Samples:
     """One vmcore, or as many samples as were asked for of what runs."""
     from ksm_eval.evaluate import take_samples
     from ksm_eval.footprint import step_back
@@ -176,29 +197,29 @@ def _taken(options: Options) -> Samples:
     core = options.cores[0] if options.cores else None
     if core is None and options.priority != "normal":
         step_back()
-    with _progress(options) as progress:
 
-        def announce(seconds: float) -> None:
-            line = (
-                f"ksm-eval: a full scan would take ksmd {seconds:.1f} s; waiting as long before "
-                "each further sample (--interval changes it)"
-            )
-            if progress is not None:
-                progress.say(line)
-            elif not options.quiet and sys.stderr is not None:
-                click.echo(line, err=True)
-
-        return take_samples(
-            lambda: _open(options, core),
-            _selection(options),
-            samples=options.samples,
-            interval=options.interval,
-            max_rate=options.max_rate,
-            mergeable_only=options.mergeable_only or options.verify,
-            exact=options.passes > 0 or options.verify or options.save is not None,
-            progress=progress,
-            announce=announce,
+    def announce(seconds: float) -> None:
+        line = (
+            f"ksm-eval: a full scan would take ksmd {seconds:.1f} s; waiting as long before "
+            "each further sample (--interval changes it)"
         )
+        if progress is not None:
+            progress.say(line)
+        elif not options.quiet and sys.stderr is not None:
+            click.echo(line, err=True)
+
+    return take_samples(
+        lambda: _open(options, core, progress),
+        _selection(options),
+        samples=options.samples,
+        interval=options.interval,
+        max_rate=options.max_rate,
+        mergeable_only=options.mergeable_only or options.verify,
+        exact=options.passes > 0 or options.verify or options.save is not None,
+        max_memory=int(options.max_memory),
+        progress=progress,
+        announce=announce,
+    )
 
 
 def _selection(options: Options) -> Selection:
@@ -214,15 +235,30 @@ def _selection(options: Options) -> Selection:
     )
 
 
-def _progress(options: Options) -> AbstractContextManager[ProgressBar | None]:
-    if options.quiet or sys.stderr is None or not sys.stderr.isatty():
+def _progress(options: Options) -> AbstractContextManager[Teller | None]:
+    if options.quiet or options.progress is False or sys.stderr is None:
         return nullcontext()
-    from ksm_eval.progress import ProgressBar
+    # A dumb terminal cannot go back in a line.
+    terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    if not (terminal or options.progress):
+        return nullcontext()
+    from ksm_eval.progress import ProgressBar, ProgressLines
 
-    return ProgressBar()
+    return ProgressBar() if terminal else ProgressLines()
 
 
-def _open(options: Options, core: Path | None) -> Target:
+def _open(options: Options, core: Path | None, progress: Teller | None) -> Target:
+    from ksm_eval.target import OPENING
+
+    if progress is not None:
+        progress(OPENING, 0, 0)
+    target = _opened(options, core)
+    if progress is not None:
+        progress.page_size = target.info.page_size
+    return target
+
+
+def _opened(options: Options, core: Path | None) -> Target:
     from ksm_eval.evaluate import open_guest, open_live, open_target
 
     if core is not None:

@@ -12,8 +12,11 @@ from numpy.typing import NDArray
 
 from ksm_eval.collect_ksmd import ksmd_state
 from ksm_eval.errors import TargetError
-from ksm_eval.footprint import available_bytes
+from ksm_eval.listening import heard
+from ksm_eval.listening import walked as walk_heard
 from ksm_eval.memcmp_order import with_memcmp_order
+from ksm_eval.memory import Memory
+from ksm_eval.memory import memory as memory_now
 from ksm_eval.save_check import Invalid, check_ksmd
 from ksm_eval.snapshot import (
     I64,
@@ -35,7 +38,10 @@ from ksm_eval.snapshot import (
 from ksm_eval.sweep import sweep
 from ksm_eval.tables import BLOCK, constant, joined, table_fits, take, without
 from ksm_eval.target import (
-    WALKING,
+    CLASSIFYING,
+    ORDERING,
+    RECORDS,
+    WALKING_PROCESSES,
     WENT_AWAY,
     FrameTable,
     Gone,
@@ -50,12 +56,6 @@ from ksm_eval.target import (
     rights,
 )
 
-BYTES_A_MAPPING = 280
-"""Of memory that collecting and the settled state take at most, where each mapping has its own
-frame. Measured through /proc with a million of them, beside 36 MiB for code: collecting 145 where
-pages adjoin, 155 where none do; the settled state 233 where each content is there twice."""
-BYTES_EXACT = 550
-"""The same with `exact`: collecting 258, three passes 471 where each content is there twice."""
 _OTHER = 0xFFFFFF00  # instead of a frame's row, plus Entry: the mapping is no candidate
 
 
@@ -103,6 +103,7 @@ def collect(
     seed: int | None = None,
     exact: bool = False,
     first_look: bool = False,
+    max_memory: int = 0,
 ) -> Snapshot:
     """Read everything the replay needs about the selected processes.
 
@@ -111,16 +112,18 @@ def collect(
     `seed` keys the content hashes; by default a random one that is not kept, so that
     a saved snapshot cannot be searched for known contents. Results do not depend on it.
     `first_look`: see sweep(). For what is evaluated once, without `exact`.
+    `max_memory`: bytes that this process may have, 0 for all that the machine can spare.
     Raises UsageError for a selection that names nothing, TargetError for a target that
-    cannot answer.
+    cannot answer, or needs more memory than there is.
     """
     info = target.info
     counters = target.counters()
     # Where ksmd has worked already, what others offer it takes part in what merges.
     warm = bool(counters.get("ksm_rmap_items") or counters.get("pages_shared"))
     processes = target.processes(selection, with_registered=warm)
-    bytes_a_mapping = BYTES_EXACT if exact else BYTES_A_MAPPING
-    walked = _walk(target, processes, mergeable_only, bytes_a_mapping, progress)
+    memory = memory_now(max_memory, info.page_size, exact=exact)
+    _require_enough(processes, mergeable_only or warm, memory)
+    walked = _walk(target, processes, mergeable_only, memory, progress)
     if not any(process.selected for process in walked.processes):
         raise _nothing_read(info, walked)
     if walked.gone:
@@ -129,7 +132,9 @@ def collect(
             + ", ".join(walked.gone)
         )
     pfns = _distinct(walked.pfn)
-    table = target.frames(pfns)
+    memory.require(sum(walked.counts), len(pfns))
+    with heard(target, progress, CLASSIFYING):
+        table = target.frames(pfns)
     row = _rows(walked.pfn, pfns, table.entry)
     rules = target.rules()
     entries = np.array(walked.entries, np.uint32).reshape(len(walked.vmas), len(Entry))
@@ -151,7 +156,8 @@ def collect(
     if rules.pmd_at_a_time:
         compounds = _with_order(target, compounds, table.compound, table.mapcount)
     seed = secrets.randbits(64) if seed is None else seed
-    records = target.ksmd(walked.processes) if warm else None
+    with heard(target, progress, RECORDS):
+        records = target.ksmd(walked.processes) if warm else None
     swept = sweep(
         target, pfns, seed, progress, checksums=records is not None, first_look=first_look
     )
@@ -175,12 +181,15 @@ def collect(
     ksmd = None
     if records is not None and swept.checksum is not None:
         checksum = swept.checksum[mappings.frame]
-        ksmd = ksmd_state(target, records, vmas, mappings.page, checksum, seed)
+        with heard(target, progress, RECORDS):
+            ksmd = ksmd_state(target, records, vmas, mappings.page, checksum, seed)
         try:
             check_ksmd(ksmd, len(walked.processes), info.page_size)
         except Invalid as error:
             info.notes.append(f"ksmd's own records cannot be used: {error}")
             ksmd = None
+    with heard(target, progress, ORDERING):
+        frames = with_memcmp_order(target, frames, rules, mappings, settings, ksmd, exact=exact)
     return Snapshot(
         meta=Metadata(
             kind=info.kind,
@@ -205,7 +214,7 @@ def collect(
         processes=_process_table(walked.processes),
         vmas=vmas,
         mappings=mappings,
-        frames=with_memcmp_order(target, frames, rules, mappings, settings, ksmd, exact=exact),
+        frames=frames,
         compounds=compounds,
         ksmd=ksmd,
     )
@@ -215,19 +224,23 @@ def _walk(
     target: Target,
     processes: list[Process],
     mergeable_only: bool,
-    bytes_a_mapping: int,
+    memory: Memory,
     progress: Progress | None,
 ) -> _Walked:
     walked = _Walked()
-    left, mappings = available_bytes(), 0
-    for done, process in enumerate(processes):
+    mappings = done = 0
+    pages = sum(process.anon_pages for process in processes)
+    for number, process in enumerate(processes):
+        if progress is not None and not pages:
+            progress(WALKING_PROCESSES, number, len(processes))
         reason = process.unreadable
         if not reason:
             try:
                 only = mergeable_only or process.merge_any or not process.selected
                 vmas = target.vmas(process, mergeable_only=only)
                 scanned = [i for i, vma in enumerate(vmas) if not vma.reason and vma.has_anon]
-                found = target.walk(process, [vmas[i] for i in scanned])
+                with walk_heard(target, progress, done, process.anon_pages, pages):
+                    found = target.walk(process, [vmas[i] for i in scanned])
             except Gone:
                 walked.gone.append(f"{process.pid} ({process.comm})")
             except Unreadable as error:
@@ -235,22 +248,18 @@ def _walk(
             else:
                 walked.add(process, vmas, found, scanned)
                 mappings += len(found.pfn)
-                _require_memory(mappings, bytes_a_mapping * mappings, left)
+                memory.require(mappings)
         if reason:
             walked.lost.append(f"pid {process.pid} ({process.comm}): {reason}")
-        if progress is not None:
-            progress(WALKING, done + 1, len(processes))
+        done += process.anon_pages
     return walked
 
 
-def _require_memory(mappings: int, needed: int, left: int) -> None:
-    """`left` when none of them had been read."""
-    if needed > left:
-        raise TargetError(
-            f"{mappings} pages need {needed >> 20} MiB of memory, and this machine has only "
-            f"{left >> 20} MiB left",
-            "select fewer processes, or evaluate a vmcore on a larger machine",
-        )
+def _require_enough(processes: list[Process], partly: bool, memory: Memory) -> None:
+    """Before anything is walked, by the kernel's own counts of what is read as a whole (`partly`:
+    of nothing). Processes may share their frames, but one has one of its own for each page."""
+    whole = [p.anon_pages for p in processes if not (partly or p.merge_any)]
+    memory.require(sum(whole), max(whole, default=0), clearly=True)
 
 
 def _nothing_read(info: TargetInfo, walked: _Walked) -> TargetError:

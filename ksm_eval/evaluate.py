@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 from ksm_eval.assemble import Stood, Timeline, assemble, verified
 from ksm_eval.collect import collect
 from ksm_eval.errors import TargetError, UsageError
-from ksm_eval.footprint import available_bytes
+from ksm_eval.listening import heard
 from ksm_eval.memcmp_order import common_order
+from ksm_eval.memory import memory_left
 from ksm_eval.replay.calm import calm, calm_only
 from ksm_eval.replay.contents import blocked_by_prot_none
 from ksm_eval.replay.converged import predict
@@ -24,7 +26,7 @@ from ksm_eval.replay.warm import simulate_warm, verify
 from ksm_eval.report.model import Report
 from ksm_eval.sampling import Samples, take_samples
 from ksm_eval.snapshot import Snapshot, has_merged, unreadable_share
-from ksm_eval.target import Progress, Selection, Target
+from ksm_eval.target import ORDERING, REPLAYING, Progress, Selection, Target
 
 BYTES_A_VISIT = 1000
 """Of memory that the visit-by-visit replay of samples takes a mapping."""
@@ -98,7 +100,11 @@ def open_guest(
 
 
 def evaluate_snapshot(
-    snapshot: Snapshot, overrides: Mapping[str, Any] | None = None, *, passes: int = 0
+    snapshot: Snapshot,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    passes: int = 0,
+    progress: Progress | None = None,
 ) -> Report:
     """Replay ksmd on a snapshot and report.
 
@@ -107,23 +113,42 @@ def evaluate_snapshot(
     Raises UsageError for a setting this kernel does not have, or cannot change now.
     """
     settings = _settings(snapshot, overrides)
+    _begun(progress)
     prediction = predict(snapshot, settings)
-    timeline = _timeline(snapshot, settings, passes)
+    timeline = _timeline(snapshot, settings, passes, progress)
     return assemble(snapshot, settings, frozenset(overrides or ()), prediction, timeline)
 
 
-def _timeline(snapshot: Snapshot, settings: Settings, passes: int) -> Timeline:
+def _begun(progress: Progress | None) -> None:
+    """Of the settled state nobody knows how many full scans it takes, mostly none."""
+    if progress is not None:
+        progress(REPLAYING, 0, 0)
+
+
+def _tick(progress: Progress | None, passes: int) -> Callable[[int], None] | None:
+    if progress is None:
+        return None
+    progress(REPLAYING, 0, passes)
+    return lambda done: progress(REPLAYING, done, passes)
+
+
+def _timeline(
+    snapshot: Snapshot, settings: Settings, passes: int, progress: Progress | None
+) -> Timeline:
     if not passes:
         return Timeline()
+    tick = _tick(progress, passes)
     if snapshot.ksmd is not None:
-        return Timeline(simulate_warm(snapshot, settings, passes)[1:])
-    replay = simulate_passes(snapshot, settings, passes)
+        return Timeline(simulate_warm(snapshot, settings, passes, tick)[1:])
+    replay = simulate_passes(snapshot, settings, passes, tick)
     # KSM pages without ksmd's records: what it remembers of the others is not known.
     unknown = range(1, passes + 1) if has_merged(snapshot) else replay.inexact
     return Timeline(replay.results, unknown)
 
 
-def verify_snapshot(snapshot: Snapshot, *, passes: int = 1) -> Report:
+def verify_snapshot(
+    snapshot: Snapshot, *, passes: int = 1, progress: Progress | None = None
+) -> Report:
     """Replay from the records of a ksmd that has run, beside the target's own counters.
 
     The snapshot must have all that ksmd scans (collect() of all processes with
@@ -140,12 +165,17 @@ def verify_snapshot(snapshot: Snapshot, *, passes: int = 1) -> Report:
             "verify the vmcore itself, or save it with --all --mergeable-only",
         )
     settings = snapshot.meta.settings
-    report = evaluate_snapshot(snapshot)
-    return replace(report, verify=verified(verify(snapshot, settings, passes)))
+    report = evaluate_snapshot(snapshot, progress=progress)
+    rows = verify(snapshot, settings, passes, _tick(progress, passes))
+    return replace(report, verify=verified(rows))
 
 
 def evaluate_samples(
-    samples: Sequence[tuple[Target, Snapshot]], overrides: Mapping[str, Any] | None = None
+    samples: Sequence[tuple[Target, Snapshot]],
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    max_memory: int = 0,
+    progress: Progress | None = None,
 ) -> Report:
     """Replay ksmd over vmcores of one boot, in their order, a full scan each.
 
@@ -155,19 +185,29 @@ def evaluate_samples(
     _same_boot([target for target, _ in samples])
     snapshots = [snapshot for _, snapshot in samples]
     if not _has_run(snapshots):
-        snapshots = common_order(samples)
-    return evaluate_series(snapshots, overrides, ranked=True)
+        with ExitStack() as stack:
+            for target, _ in samples:
+                stack.enter_context(heard(target, progress, ORDERING))
+            snapshots = common_order(samples)
+    _begun(progress)
+    return evaluate_series(snapshots, overrides, ranked=True, max_memory=max_memory)
 
 
 def evaluate_taken(
-    taken: Samples, overrides: Mapping[str, Any] | None = None, *, passes: int = 0
+    taken: Samples,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    passes: int = 0,
+    max_memory: int = 0,
+    progress: Progress | None = None,
 ) -> Report:
     """What sampling.take_samples() took: evaluate_series(), of one evaluate_snapshot()."""
     snapshots, moments = taken.snapshots, taken.moments
     if len(snapshots) == 1:
-        report = evaluate_snapshot(snapshots[0], overrides, passes=passes)
+        report = evaluate_snapshot(snapshots[0], overrides, passes=passes, progress=progress)
     else:
-        report = evaluate_series(snapshots, overrides, moments)
+        _begun(progress)
+        report = evaluate_series(snapshots, overrides, moments, max_memory=max_memory)
     notes = []
     if taken.stopped is not None:
         notes.append(
@@ -189,11 +229,13 @@ def evaluate_series(
     moments: Sequence[float] = (),
     *,
     ranked: bool = False,
+    max_memory: int = 0,
 ) -> Report:
     """Replay ksmd over several samples, a full scan each.
 
     The settled state is that of the last sample if it stood still from then on. `moments`: when
     each was taken, in seconds, if that is known; `ranked`: Frames.order means the same in all.
+    `max_memory`: as for collect(); where it is not enough, single full scans are not told.
     """
     last = snapshots[-1]
     settings = _settings(last, overrides)
@@ -207,7 +249,7 @@ def evaluate_series(
             none="PROT_NONE pages block merging on this kernel: what single full scans do then "
             "depends on the order of contents, which cannot be had of a memory that changes"
         )
-    elif (needed := BYTES_A_VISIT * len(last.mappings)) > available_bytes():
+    elif (needed := BYTES_A_VISIT * len(last.mappings)) > memory_left(max_memory):
         timeline = Timeline(
             none=f"single full scans are not told: to replay them for {len(last.mappings)} pages "
             f"takes {needed >> 20} MiB of memory, more than there is"
@@ -294,6 +336,7 @@ def evaluate(
     overrides: Mapping[str, Any] | None = None,
     passes: int = 0,
     progress: Progress | None = None,
+    max_memory: int = 0,
 ) -> Report:
     """Select, read, replay, report."""
     snapshot = collect(
@@ -303,5 +346,6 @@ def evaluate(
         exact=passes > 0,
         first_look=not passes,
         progress=progress,
+        max_memory=max_memory,
     )
-    return evaluate_snapshot(snapshot, overrides, passes=passes)
+    return evaluate_snapshot(snapshot, overrides, passes=passes, progress=progress)

@@ -62,8 +62,17 @@ def _own_cgroup() -> str:
 
 def max_rss_bytes() -> int:
     """The most memory it has had. Not ru_maxrss: that starts from what the parent had."""
+    return _own_status("VmHWM")
+
+
+def rss_bytes() -> int:
+    """The memory it has now."""
+    return _own_status("VmRSS")
+
+
+def _own_status(name: str) -> int:
     with suppress(OSError, ValueError):
         for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
+            if line.startswith(name + ":"):
                 return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -52,6 +52,8 @@ class Options:
     interval: float | None  # None: as long as a full scan takes
     max_rate: float
     priority: str | None
+    max_memory: float
+    progress: bool | None  # None: if standard error is a terminal
     verify: bool
     save: Path | None
     form: str
@@ -198,6 +200,10 @@ Examples:
     help="CPU and disk priority of this process where it reads what runs.  [default: low]",
 )  # fmt: skip
 @click.option(
+    "--max-memory", callback=_size, metavar="SIZE",
+    help="Take no more than this, for example 2G; what does not fit is refused.",
+)  # fmt: skip
+@click.option(
     "--verify", is_flag=True,
     help="Where ksmd has run: its own records and their replay beside the target's counters.",
 )  # fmt: skip
@@ -214,6 +220,10 @@ Examples:
 @click.option(
     "--log-level", type=click.Choice(LOG_LEVELS), help="Log to standard error.  [default: warning]"
 )
+@click.option(
+    "--progress/--no-progress", default=None,
+    help="On standard error; without a terminal a line now and then.  [default: on a terminal]",
+)  # fmt: skip
 @click.option("-q", "--quiet", is_flag=True, help="Neither logs nor progress.")
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def command(**options: Any) -> Options:
@@ -261,6 +271,8 @@ def check(options: Options) -> None:
             _refuse(one, "several vmcores", "each of them is one sample and one full scan")
         _check_samples(options)
         _check_target(options)
+    if options.quiet:
+        _refuse({"--progress": options.progress}, "--quiet", "leave one of them out")
     _check_outputs(options)
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ksm_eval.errors import TargetError
 from ksm_eval.files import atomic_write
+from ksm_eval.memory import Memory
 from ksm_eval.save_check import Invalid, check
 from ksm_eval.snapshot import (
     Compounds,
@@ -143,15 +144,15 @@ def save(snapshot: Snapshot, path: Path) -> None:
                 )
 
 
-def load(path: Path) -> Snapshot:
-    """The snapshot in `path`.
+def load(path: Path, memory: Memory | None = None) -> Snapshot:
+    """The snapshot in `path`. `memory`: refuse with TargetError what does not fit in it.
 
     Raises TargetError if there is none that can be read, if it is damaged or of another format
     version, or if any value contradicts another.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            return _load(archive)
+            return _load(archive, memory)
     except OSError as error:
         raise TargetError(
             f"cannot read snapshot {path}: {error.strerror or error}",
@@ -176,7 +177,7 @@ class _NotASnapshot(Exception):
         self.hint = hint
 
 
-def _load(archive: zipfile.ZipFile) -> Snapshot:
+def _load(archive: zipfile.ZipFile, memory: Memory | None) -> Snapshot:
     members = archive.infolist()
     names = [info.filename.removesuffix(".npy") for info in members]
     by_name = dict(zip(names, members, strict=True))
@@ -197,6 +198,12 @@ def _load(archive: zipfile.ZipFile) -> Snapshot:
     found = {name for name in names if name.startswith("ksmd.")} - {"ksmd.tree_pruned"}
     if found != (_KSMD.keys() if header["ksmd"] is not None else set()):
         raise Invalid("only a part of ksmd's records")
+    if memory is not None:
+        mappings, frames = (
+            by_name[name].file_size // np.dtype(_ARRAYS[name][0]).itemsize
+            for name in ("mappings.frame", "frames.hash")
+        )
+        memory.require(mappings, frames)
 
     arrays = {
         name: _read_array(archive, info, *(_ARRAYS | _OPTIONAL)[name])

@@ -52,8 +52,8 @@ def _runs(results: dict[str, Any], case: str, method: str) -> list[dict[str, Any
 
 @pytest.mark.parametrize(
     ("case", "yardstick"),
-    [("job", "C"), ("job-unique", "C"), ("read", "C"), ("fragmented-50", "C"), ("fragmented-10", "C"),
-     ("proc", "C through /proc")],
+    [("job", "C"), ("job-unique", "C"), ("read", "C"), ("fragmented-50", "C"),
+     ("fragmented-10", "C"), ("proc", "C through /proc")],
 )  # fmt: skip
 def test_c_and_python_agree(results: dict[str, Any], case: str, yardstick: str) -> None:
     if case == "proc" and case in results["facts"].get("skipped", {}):

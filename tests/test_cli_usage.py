@@ -78,6 +78,8 @@ def test_nothing_selected_shows_how(capsys: pytest.CaptureFixture[str]) -> None:
         (["--max-unreadable", "-1%", "--all", "-c", CORE], "'--max-unreadable'"),
         (["--format", "xml", "--all", "-c", CORE], "'--format'"),
         (["--log-level", "loud", "--all", "-c", CORE], "'--log-level'"),
+        (["--max-memory", "much", "--all", "-c", CORE], "'--max-memory'"),
+        (["-q", "--progress", "--all", "-c", CORE], "--progress cannot be used with --quiet"),
         (["--unknown"], "No such option"),
         ([CORE], "unexpected extra argument"),
         (["-s", "x", "--via", "proc", "--all"], "--symbols cannot be used with --via proc"),
@@ -153,13 +155,14 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_help_and_errors_import_nothing_heavy() -> None:
     program = (
-        "import sys; from ksm_eval.cli import run; codes = [run(['--help']), run(['--pid', 'x'])];"
+        "import sys; from ksm_eval.cli import run;"
+        "codes = [run(['--help']), run(['--version']), run(['--pid', 'x'])];"
         "print(codes, {'drgn', 'numpy', 'rich', 'xxhash'} & set(sys.modules), file=sys.stderr)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    assert done.stderr.splitlines()[-1] == "[0, 2] set()"
+    assert done.stderr.splitlines()[-1] == "[0, 0, 2] set()"
 
 
 def test_python_m(capsys: pytest.CaptureFixture[str]) -> None:
@@ -274,15 +277,33 @@ def on_a_terminal(*arguments: object, **environment: str) -> str:
 
 
 def test_colour_on_a_terminal_only_and_not_with_no_color(saved: Path) -> None:
-    assert "\x1b[1m" in on_a_terminal("--snapshot", saved)
-    assert "\x1b" not in on_a_terminal("--snapshot", saved, NO_COLOR="1")
-    assert "\x1b" not in on_a_terminal("--snapshot", saved, TERM="dumb")
+    words = ("--snapshot", saved, "--no-progress")
+    assert "\x1b[1m" in on_a_terminal(*words)
+    assert "\x1b" not in on_a_terminal(*words, NO_COLOR="1")
+    assert "\x1b" not in on_a_terminal(*words, TERM="dumb")
 
 
 def test_progress_on_a_terminal_only_and_not_if_quiet() -> None:
     arguments = ("-c", CORE, "--comm", "srv-*", "-o", "/dev/null")
-    assert "walking page tables" in on_a_terminal(*arguments)
-    assert on_a_terminal(*arguments, "-q") == ""
+    shown = on_a_terminal(*arguments)
+    assert "opening" in shown
+    # It ends where it began: the line is erased, the cursor is there again.
+    assert shown.rstrip().endswith(("\x1b[2K", "\x1b[?25h"))
+    for no_bar in (["-q"], ["--no-progress"]):
+        assert on_a_terminal(*arguments, *no_bar) == ""
+    assert on_a_terminal(*arguments, TERM="dumb") == ""
+
+
+def test_progress_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("-c", CORE, "--comm", "srv-*", "--format", "json")
+    code, plain, err = ran(capsys, *arguments)
+    assert (code, err) == (0, "")
+    code, out, err = ran(capsys, *arguments, "--progress")
+    assert code == 0
+    assert err == "ksm-eval: opening\n"
+    assert list(json.loads(out)) == list(json.loads(plain))
+    words = on_a_terminal("-c", CORE, "--all", "-o", "/dev/null", "--progress", TERM="dumb")
+    assert words == "ksm-eval: opening\r\n"
 
 
 @pytest.mark.parametrize("locale", ["C", "C.UTF-8"])

@@ -361,7 +361,7 @@ def test_memory_that_is_not_there_is_refused(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert 0 < available_bytes() < 1 << 40
-    monkeypatch.setattr("ksm_eval.collect.available_bytes", lambda: 1 << 20)
+    monkeypatch.setattr("ksm_eval.memory.available_bytes", lambda: 1 << 20)
     assert cli.run(["-q", "-c", str(vmcore(TINY)), "--all"]) == 3
     out, err = capsys.readouterr()
     assert out == ""
@@ -372,7 +372,7 @@ def test_samples_too_large_to_replay_still_tell_what_is_calm(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     core = str(vmcore(TINY))
-    monkeypatch.setattr("ksm_eval.evaluate.available_bytes", lambda: 1 << 20)
+    monkeypatch.setattr("ksm_eval.evaluate.memory_left", lambda _: 1 << 20)
     assert cli.run(["-q", "-c", core, "-c", core, "--all", "--format", "json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["timeline"] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -13,7 +14,10 @@ from drgn.helpers.linux.kallsyms import load_vmlinux_kallsyms
 
 from ksm_eval.target import symbols
 from ksm_eval.target.kallsyms_scan import find_tables, scan_kallsyms
+from ksm_eval.target.kallsyms_tables import Tables
+from ksm_eval.target.program import open_core
 from ksm_eval.target.symbols import SymbolsError
+from tests import containers
 
 VMCORES = Path(__file__).parent.parent / "fixtures" / "vmcores"
 NAMES = ["x86_64-6.12-tiny", "x86_64-6.1-tiny", "x86_64-6.12-debian-cloud"]
@@ -63,6 +67,71 @@ def test_kallsyms_agrees_with_vmcoreinfo(name: str) -> None:
     for symbol in ("_stext", "init_uts_ns", "prb"):
         assert one(finder, symbol).address == recorded[symbol]
     assert symbols.mismatch(prog, finder) == ""
+
+
+@pytest.mark.parametrize("name", [*NAMES, "aarch64-6.12-64k"])
+def test_tables_read_as_a_whole_are_those_that_drgn_reads(name: str) -> None:
+    """What drgn leaves open is not compared: the size of all symbols but one at an address and of
+    large ones, what letters such as w and t mean for binding and kind."""
+    prog = program(name)
+    finder = symbols._tables(prog)
+    theirs = load_vmlinux_kallsyms(prog)
+
+    def rows(found: Iterable[Symbol]) -> list[tuple[str, int]]:
+        return sorted((s.name, s.address) for s in found)
+
+    def sizes(found: Iterable[Symbol]) -> dict[int, int]:
+        ordered = sorted(found, key=lambda s: s.size)
+        return {s.address: s.size for s in ordered}
+
+    expected = rows(kernel_symbols(name))
+    ours = finder(prog, None, None, False)
+    assert rows(ours) == expected
+    assert len(expected) > 20_000
+    theirs_sizes, our_sizes = sizes(kernel_symbols(name)), sizes(ours)
+    known = [address for address, size in theirs_sizes.items() if size]
+    assert len(known) > 0.99 * len(theirs_sizes)
+    assert [our_sizes[address] for address in known] == [theirs_sizes[a] for a in known]
+    names = [row[0] for row in expected]
+    several = [a for a, b in itertools.pairwise(names) if a == b]
+    assert several
+    for wanted in (*names[::997], several[0], "no such symbol"):
+        found = finder(prog, wanted, None, False)
+        assert rows(found) == rows(theirs(prog, wanted, None, False))
+        assert len(finder(prog, wanted, None, True)) == min(len(found), 1)
+    stext = one(finder, "_stext").address
+    for address in (stext, stext + 1, stext + 0x12345, one(finder, "ksm_scan").address + 8):
+        found = finder(prog, None, address, False)
+        assert found
+        assert set(rows(theirs(prog, None, address, False))) <= set(rows(found))
+    assert finder(prog, None, stext - (1 << 32), False) == []
+
+
+def test_an_elf_vmcore_is_not_read_byte_by_byte(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def never(_: Program) -> symbols.SymbolFinder:
+        raise AssertionError
+
+    monkeypatch.setattr(symbols, "load_vmlinux_kallsyms", never)
+    path = tmp_path / "elf"
+    path.write_bytes(containers.elf(containers.memory(VMCORES / "x86_64-6.12-tiny.kdump")))
+    assert open_core(path).debug_info == "BTF + kallsyms"
+
+
+def test_damaged_tables_are_left_to_the_others() -> None:
+    prog = program("x86_64-6.12-tiny")
+    at = symbols.vmcoreinfo_symbols(prog)
+
+    def make(name: str, address: int, size: int, letter: str) -> Symbol:
+        return Symbol(name, address, size, *symbols._binding_and_kind(letter))
+
+    Tables(prog, at, make)
+    for table in ("kallsyms_num_syms", "kallsyms_token_table", "kallsyms_names"):
+        with pytest.raises((LookupError, ValueError)):
+            Tables(prog, at | {table: at["_stext"]}, make)
+        with pytest.raises(LookupError):
+            Tables(prog, {name: at[name] for name in at if name != table}, make)
 
 
 def test_vmcoreinfo_symbols_that_are_pointers_are_not_compared() -> None:

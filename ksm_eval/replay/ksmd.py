@@ -8,7 +8,7 @@ only passes, or prune a chain that it only passes: then it needs `Frames.order`.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ksm_eval.replay.contents import REMAPPED, ZERO_PAGE
@@ -44,10 +44,17 @@ class Replay:
     cut: PassResult | None = None  # inside the pass that follows
 
 
-def simulate(snapshot: Snapshot, settings: Settings, passes: int, cut: int = 0) -> Replay:
+def simulate(
+    snapshot: Snapshot,
+    settings: Settings,
+    passes: int,
+    cut: int = 0,
+    tick: Callable[[int], None] | None = None,
+) -> Replay:
     """Run ksmd over a memory that stands still.
 
     `cut`: also the counters when so many pages (pages_scanned) of the next pass were visited.
+    `tick` is called behind each pass with its number.
 
     Frames that are KSM pages already are stable nodes with all their selected mappings
     attached; rmap_items of other mappings start anew. Raises TargetError if the outcome
@@ -64,6 +71,8 @@ def simulate(snapshot: Snapshot, settings: Settings, passes: int, cut: int = 0) 
         results.append(ksmd.result())
         if ksmd.shape_unknown == ksmd.passes:
             inexact.append(number)
+        if tick is not None:
+            tick(number)
     outcome, failures = ksmd.outcome(), ksmd.split_failures
     inside = None
     if cut:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from ksm_eval.replay.counters import process_counters, profit
@@ -21,10 +21,12 @@ class Passes:
     inexact: list[int]  # passes that needed the order of the contents, which is not known
 
 
-def simulate_passes(snapshot: Snapshot, settings: Settings, passes: int) -> Passes:
+def simulate_passes(
+    snapshot: Snapshot, settings: Settings, passes: int, tick: Callable[[int], None] | None = None
+) -> Passes:
     """As ksmd.simulate(), which is the reference, with plain pages counted in bulk."""
     divided = divide(snapshot)
-    replay = simulate(divided.rest, settings, passes)
+    replay = simulate(divided.rest, settings, passes, tick=tick)
     smart = settings.smart_scan and snapshot.meta.rules.smart_scan
     visited = _visited(smart)
     results = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -27,13 +28,15 @@ class Verified:
     after: list[int | None]  # predicted, after 1, 2 … more full scans
 
 
-def verify(snapshot: Snapshot, settings: Settings, passes: int) -> list[Verified]:
+def verify(
+    snapshot: Snapshot, settings: Settings, passes: int, tick: Callable[[int], None] | None = None
+) -> list[Verified]:
     """What the target's own counters say beside what its records add up to.
 
     All registered processes must be in the snapshot, or those that are not stay as they are.
     Raises ValueError if the snapshot has no `ksmd`.
     """
-    now, *later = simulate_warm(snapshot, settings, passes)
+    now, *later = simulate_warm(snapshot, settings, passes, tick)
     shown = snapshot.meta.counters
     return [
         Verified(
@@ -47,7 +50,9 @@ def verify(snapshot: Snapshot, settings: Settings, passes: int) -> list[Verified
     ]
 
 
-def simulate_warm(snapshot: Snapshot, settings: Settings, passes: int) -> list[PassResult]:
+def simulate_warm(
+    snapshot: Snapshot, settings: Settings, passes: int, tick: Callable[[int], None] | None = None
+) -> list[PassResult]:
     """The counters now, and after each of `passes` more full scans of a memory that stands still.
 
     A pass under way is finished first, as the first of them: at once, so that it prunes the chains
@@ -56,9 +61,11 @@ def simulate_warm(snapshot: Snapshot, settings: Settings, passes: int) -> list[P
     """
     ksmd = Warm(snapshot, settings)
     results = [ksmd.result()]
-    for _ in range(passes):
+    for number in range(1, passes + 1):
         ksmd.full_scan()
         results.append(ksmd.result())
+        if tick is not None:
+            tick(number)
     return results
 
 

@@ -53,6 +53,7 @@ class Process:
     selected: bool = True  # False: not asked for, but ksmd works on it already
     ppid: int = 0  # of real_parent's thread group
     unreadable: str = ""  # why nothing more can be said of it; "" if it can
+    anon_pages: int = 0  # about as many has it now, by the kernel's own count; 0 if unknown
     merge_any: bool = False
     """Has PR_SET_MEMORY_MERGE. To set it again changes nothing: what has no VM_MERGEABLE now (the
     stack, if it came over exec) will not get it."""
@@ -236,6 +237,12 @@ def read_page(target: Target, place: int) -> bytes:
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total), total 0 if unknown. A stage ends in one of these:"""
-WALKING = "walking page tables"  # of processes
+OPENING = "opening"
+WALKING = "walking page tables"  # pages
+WALKING_PROCESSES = "walking processes"  # the same, where nobody knows how many pages they have
+CLASSIFYING = "looking at frames"  # bytes read
+RECORDS = "reading ksmd's records"  # bytes
 READING = "reading frames"  # pages
+ORDERING = "comparing contents"  # bytes
+REPLAYING = "replaying ksmd"  # full scans
 WAITING = "waiting"  # seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 
 class Meter:
@@ -13,6 +14,7 @@ class Meter:
     def __init__(self) -> None:
         self.bytes_read = 0
         self.max_rate = 0.0
+        self.listener: Callable[[], None] | None = None  # hears of every read
         self._free_at = 0.0  # when the bytes so far are paid for, on the monotonic clock
 
     def wait(self, size: int) -> None:
@@ -22,6 +24,8 @@ class Meter:
         Bytes of one read are never split, so no rate is exceeded by more than one of them.
         """
         self.bytes_read += size
+        if self.listener is not None:
+            self.listener()
         if not self.max_rate:
             return
         now = time.monotonic()

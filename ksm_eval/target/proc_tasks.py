@@ -17,6 +17,7 @@ from ksm_eval.target.selecting import select
 
 PROC = Path("/proc")
 PF_KTHREAD = 0x00200000  # include/linux/sched.h
+PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 NS_PER_TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 INVALID_UID = 0xFFFFFFFF
 _KCMP = {"x86_64": 312, "aarch64": 272}  # system call number
@@ -301,6 +302,7 @@ def _process(group: ProcGroup, selected: bool) -> Process:
         if isinstance(error, PermissionError):
             unreadable = NO_PTRACE
     uid = _status(group.tgid, "Uid")
+    anon = _status(group.task, "RssAnon")  # kB
     return Process(
         pid=group.tgid,
         comm=group.comm,
@@ -313,5 +315,6 @@ def _process(group: ProcGroup, selected: bool) -> Process:
         selected=selected,
         ppid=group.parent,
         unreadable=unreadable,
+        anon_pages=int(anon[0]) * 1024 // PAGE_SIZE if anon else 0,
         merge_any=ksm.merge_any,
     )

@@ -139,7 +139,9 @@ def open_core(
         holes=container.holes,
     )
     try:
-        opened.debug_info = with_debug_info(prog, given, opened.notes)
+        opened.debug_info = with_debug_info(
+            prog, given, opened.notes, bytes_are_dear=container.kind == "ELF"
+        )
     except (drgn.FaultError, drgn.BadDataError) as error:
         raise TargetError(f"cannot make sense of {path}: {error}") from None
     return opened
@@ -153,7 +155,14 @@ class Given:
     system_map: Path | None = None
 
 
-def with_debug_info(prog: Program, given: Given, notes: list[str], btf: Path | None = None) -> str:
+def with_debug_info(
+    prog: Program,
+    given: Given,
+    notes: list[str],
+    btf: Path | None = None,
+    *,
+    bytes_are_dear: bool = False,
+) -> str:
     """Load what there is, best first; what was loaded, in words. `btf`: a file with the
     kernel's BTF, where there is one; else it is read from the target's memory."""
     if given.vmlinux:
@@ -163,7 +172,7 @@ def with_debug_info(prog: Program, given: Given, notes: list[str], btf: Path | N
     if found:
         return f"DWARF ({found})"
     try:
-        finder, name = symbols.kallsyms(prog)
+        finder, name = symbols.kallsyms(prog, bytes_are_dear=bytes_are_dear)
         if given.system_map:
             notes.append(f"{given.system_map} was not needed: the target has its own symbols")
     except symbols.SymbolsError:

@@ -13,6 +13,7 @@ from drgn.helpers.linux.kallsyms import load_vmlinux_kallsyms
 
 from ksm_eval.errors import TargetError
 from ksm_eval.target.kallsyms_scan import SymbolEntry, scan_kallsyms
+from ksm_eval.target.kallsyms_tables import Tables
 
 try:  # private, but the only way past a /proc/kallsyms that shows zeros (kptr_restrict=2)
     from drgn.helpers.linux.kallsyms import _load_builtin_kallsyms
@@ -76,16 +77,19 @@ def mismatch(prog: Program, find: SymbolFinder) -> str:
     return "" if compared or not expected else "_stext"
 
 
-def kallsyms(prog: Program) -> tuple[SymbolFinder, str]:
+def kallsyms(prog: Program, *, bytes_are_dear: bool = False) -> tuple[SymbolFinder, str]:
     """The target's own kallsyms, and what to call them in a report.
 
     Tried in order: drgn's loader (/proc/kallsyms, or the tables that VMCOREINFO names,
     Linux 6.0), those tables even on a live kernel, and a search of the kernel image for
-    the tables (5.10). SymbolsError if none gives the addresses of VMCOREINFO, and variables.
+    the tables (5.10). `bytes_are_dear`: first those tables as a whole, not byte by byte.
+    SymbolsError if none gives the addresses of VMCOREINFO, and variables.
     """
     loaders: list[tuple[Callable[[Program], SymbolFinder], str]] = [
         (load_vmlinux_kallsyms, "kallsyms")
     ]
+    if bytes_are_dear:
+        loaders.insert(0, (_tables, "kallsyms"))
     if _load_builtin_kallsyms is not None:
         loaders.append((_load_builtin_kallsyms, "kallsyms"))
     loaders.append((_scanned, "kallsyms found by scanning"))
@@ -152,6 +156,15 @@ def install(prog: Program, finder: SymbolFinder) -> None:
         return finder(prog_, name, address, one)
 
     prog.register_symbol_finder(FINDER_NAME, find, enable_index=0)
+
+
+def _tables(prog: Program) -> SymbolFinder:
+    finder: SymbolFinder = Tables(
+        prog,
+        vmcoreinfo_symbols(prog),
+        lambda name, address, size, letter: Symbol(name, address, size, *_binding_and_kind(letter)),
+    )
+    return finder
 
 
 def _scanned(prog: Program) -> SymbolFinder:

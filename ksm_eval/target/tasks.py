@@ -17,6 +17,7 @@ from ksm_eval.target.pid_ns import INITIAL, number, tgid_number
 from ksm_eval.target.selecting import select
 
 INVALID_UID = 0xFFFFFFFF  # include/linux/uidgid.h: for a process whose credentials are not there
+MM_ANONPAGES = 1  # include/linux/mm_types_task.h
 PF_KTHREAD = 0x00200000  # include/linux/sched.h; a macro, so not in debug info
 ATTEMPTS = 5  # of what a running kernel may change while it is read
 
@@ -179,6 +180,23 @@ def _observed(mm: Object) -> dict[str, int]:
     return found
 
 
+def _anon_pages(mm: Object) -> int:
+    """get_mm_counter(mm, MM_ANONPAGES), KSM pages included; 0 if unknown.
+
+    Since 6.2 (commit f1a7941243c1) without what each CPU has not yet added, up to
+    percpu_counter_batch: to sum those up takes too long where there are many CPUs and processes.
+    """
+    try:
+        counters = mm.rss_stat
+        try:
+            pages = counters.count[MM_ANONPAGES].counter.value_()
+        except AttributeError:
+            pages = counters[MM_ANONPAGES].count.value_()
+    except (AttributeError, LookupError, TypeError):
+        return 0
+    return max(0, int(pages))
+
+
 def _merge_any(mm: Object) -> bool:
     """MMF_VM_MERGE_ANY, 6.4+. Its number is a macro: 29, and 30 from 6.7 on, where 29 is
     MMF_HAS_MDWE_NO_INHERIT, which is never without 28, MMF_HAS_MDWE."""
@@ -205,9 +223,10 @@ def _process(
         uid = leader.real_cred.uid.val.value_()
     except FaultError:
         uid = INVALID_UID
-    observed, merge_any, unreadable = dict[str, int](), False, ""
+    observed, merge_any, anon, unreadable = dict[str, int](), False, 0, ""
     try:
         observed, merge_any = _observed(group.mm), _merge_any(group.mm)
+        anon = _anon_pages(group.mm)
     except FaultError:
         unreadable = "its mm cannot be read"
     return Process(
@@ -222,6 +241,7 @@ def _process(
         selected=selected,
         ppid=group.parent,
         unreadable=unreadable,
+        anon_pages=anon,
         merge_any=merge_any,
     )
 

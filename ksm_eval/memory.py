@@ -1,0 +1,82 @@
+"""Will it fit? Asked as early as it can be known, and before the long part in any case."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ksm_eval.errors import TargetError
+from ksm_eval.footprint import available_bytes, max_rss_bytes, rss_bytes
+
+BYTES_A_FRAME = 240
+"""Of memory that collecting and the settled state take at most for each frame. With the mapping:
+measured through /proc with a million frames, each mapped once, beside 36 MiB for code: collecting
+145 where pages adjoin, 155 where none do; the settled state 259 where each content is there
+twice."""
+BYTES_A_MAPPING = 40
+"""The same for each mapping of a frame. Measured with 17 of them a frame: 24."""
+BYTES_A_FRAME_EXACT = 480
+"""With `exact`: collecting 258, three passes 471 where each content is there twice."""
+BYTES_A_MAPPING_EXACT = 70
+"""Measured: three passes 55."""
+_CODE = 16 << 20  # that is loaded later, and buffers; measured: 9
+_NOISE = 1.02  # from one run to the next
+_CACHED_PAGES = 1024  # that libkdumpfile keeps of a kdump
+_CLEARLY = 1.1  # more than there is
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What there was before the first mapping. Pages of a vmcore that libkdumpfile maps are not
+    counted: they are page cache, which the kernel takes back when it needs it."""
+
+    left: int  # of the machine
+    limit: int  # that this process may have, 0: any
+    used: int  # by this process, with what it will take in any case
+    exact: bool
+
+    def require(self, mappings: int, frames: int = 0, *, clearly: bool = False) -> None:
+        """Raise TargetError if there is not enough. `frames`: 0 while they are not known;
+        `clearly`: a lower bound, by the kernel's own counts, which may be some pages off."""
+        each = BYTES_A_MAPPING_EXACT if self.exact else BYTES_A_MAPPING
+        of_frame = BYTES_A_FRAME_EXACT if self.exact else BYTES_A_FRAME
+        needed = each * mappings + of_frame * frames
+        factor = _CLEARLY if clearly else 1.0
+        about = "at least" if clearly else "about" if frames else "more than"
+        if self.limit and self.used + needed > self.limit * factor:
+            whole = self.used + needed
+            enough = int(whole * _NOISE)
+            raise TargetError(
+                f"{mappings:,} pages need {about} {_mib(whole)} of memory, --max-memory allows "
+                f"{_mib(self.limit)}",
+                f"select fewer processes, or give --max-memory {-(-enough >> 20)}M or more",
+            )
+        if needed > self.left * factor:
+            raise TargetError(
+                f"{mappings:,} pages need {about} {_mib(needed)} of memory, and this machine has "
+                f"only {_mib(self.left)} left",
+                "select fewer processes, or evaluate a vmcore on a larger machine",
+            )
+
+
+def _mib(size: int) -> str:
+    return f"{-(-size >> 20):,} MiB"
+
+
+def memory_left(max_memory: int) -> int:
+    """Of the machine, and of what this process may have."""
+    left = available_bytes()
+    return min(left, max(0, max_memory - rss_bytes())) if max_memory else left
+
+
+def memory(max_memory: int, page_size: int, *, exact: bool) -> Memory:
+    """As it is now. `page_size`: of the target, 0 if none is open. Raises TargetError if
+    `max_memory` is not even enough for no page."""
+    used = rss_bytes() + _CODE + _CACHED_PAGES * page_size
+    floor = max(used, max_rss_bytes())
+    if max_memory and floor > max_memory:
+        raise TargetError(
+            f"without a single page ksm-eval takes about {_mib(floor)} of memory here, "
+            f"--max-memory allows {_mib(max_memory)}",
+            f"give --max-memory {-(-int(floor * _NOISE) >> 20)}M, and more for the pages",
+        )
+    return Memory(available_bytes(), max_memory, used, exact)
