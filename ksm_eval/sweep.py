@@ -12,7 +12,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from ksm_eval.snapshot import U8, U32, U64, FrameFlag, has, mark
-from ksm_eval.target import READING, WENT_AWAY, Progress, Target, Unreadable
+from ksm_eval.target import READING, WENT_AWAY, Memory, Progress, Unreadable
 
 MAX_RUN = 1 << 20  # bytes a read: stays in the L2 cache and is not a fresh mmap each time
 _RUNS = 1 << 14  # of which Python's own numbers are made at once
@@ -48,7 +48,7 @@ def _runs(places: U64, max_gap: int, max_run: int) -> Iterator[tuple[int, int]]:
 
 
 def sweep(
-    target: Target,
+    target: Memory,
     pfns: U64,
     seed: int,
     progress: Progress | None = None,
@@ -88,7 +88,7 @@ def _without(swept: Sweep, gone: NDArray[np.bool_]) -> Sweep:
 
 
 def _sweep(
-    target: Target,
+    target: Memory,
     places: U64,
     seed: int,
     progress: Progress | None,
