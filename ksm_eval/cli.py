@@ -160,6 +160,7 @@ def _cores(options: Options) -> tuple[Report, int]:
                     target,
                     _selection(options),
                     mergeable_only=options.mergeable_only,
+                    jobs=options.jobs,
                     progress=progress,
                     seed=seed,
                 )
@@ -196,6 +197,7 @@ def _taken(options: Options) -> Samples:
             max_rate=options.max_rate,
             mergeable_only=options.mergeable_only or options.verify,
             exact=options.passes > 0 or options.verify or options.save is not None,
+            jobs=options.jobs,
             progress=progress,
             announce=announce,
         )

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ksm_eval.collect_ksmd import ksmd_state
 from ksm_eval.errors import TargetError
 from ksm_eval.footprint import available_bytes
+from ksm_eval.jobs import sweep_in_jobs
 from ksm_eval.memcmp_order import with_memcmp_order
 from ksm_eval.save_check import Invalid, check_ksmd
 from ksm_eval.snapshot import (
@@ -32,7 +33,6 @@ from ksm_eval.snapshot import (
     Vmas,
     has,
 )
-from ksm_eval.sweep import sweep
 from ksm_eval.tables import table_fits
 from ksm_eval.target import (
     WALKING,
@@ -102,6 +102,7 @@ def collect(
     progress: Progress | None = None,
     seed: int | None = None,
     exact: bool = False,
+    jobs: int | None = None,
 ) -> Snapshot:
     """Read everything the replay needs about the selected processes.
 
@@ -109,6 +110,7 @@ def collect(
     simulate() is exact in each; the settled state does not need it.
     `seed` keys the content hashes; by default a random one that is not kept, so that
     a saved snapshot cannot be searched for known contents. Results do not depend on it.
+    `jobs`: worker processes that read a vmcore, at most; by default as many as help.
     Raises UsageError for a selection that names nothing, TargetError for a target that
     cannot answer.
     """
@@ -152,7 +154,9 @@ def collect(
         compounds = _with_order(target, compounds, compound, table.mapcount[frame_rows])
     seed = secrets.randbits(64) if seed is None else seed
     records = target.ksmd(walked.processes) if warm else None
-    swept = sweep(target, pfns[frame_rows], seed, progress, checksums=records is not None)
+    swept = sweep_in_jobs(
+        target, pfns[frame_rows], seed, progress, checksums=records is not None, jobs=jobs
+    )
     _refuse_if_filtered(swept.unreadable, len(frame_rows))
     frames = Frames(
         pfn=pfns[frame_rows],

@@ -294,9 +294,15 @@ def evaluate(
     overrides: Mapping[str, Any] | None = None,
     passes: int = 0,
     progress: Progress | None = None,
+    jobs: int | None = None,
 ) -> Report:
     """Select, read, replay, report."""
     snapshot = collect(
-        target, selection, mergeable_only=mergeable_only, exact=passes > 0, progress=progress
+        target,
+        selection,
+        mergeable_only=mergeable_only,
+        exact=passes > 0,
+        progress=progress,
+        jobs=jobs,
     )
     return evaluate_snapshot(snapshot, overrides, passes=passes)

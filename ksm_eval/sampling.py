@@ -37,16 +37,18 @@ def take_samples(
     max_rate: float = 0.0,
     mergeable_only: bool = False,
     exact: bool = False,
+    jobs: int | None = None,
     progress: Progress | None = None,
     announce: Callable[[float], None] | None = None,
 ) -> Samples:
     """Collect `samples` snapshots, begun `interval` seconds apart, or as far as they take.
 
     `interval` None: the time ksmd would need for a full scan of the first one, which is told to
-    `announce` before the first wait. `max_rate`: bytes a second, 0 for no limit. The target is
-    opened for each sample anew, and closed behind it: nothing is held while waiting. A process
-    that has ended, and another that has its pid, is in no later sample. Raises what collect()
-    does for the first sample; a later one that cannot be taken ends the series (`stopped`).
+    `announce` before the first wait. `max_rate`: bytes a second, 0 for no limit. `jobs`: as for
+    collect(). The target is opened for each sample anew, and closed behind it: nothing is held
+    while waiting. A process that has ended, and another that has its pid, is in no later sample.
+    Raises what collect() does for the first sample; a later one that cannot be taken ends the
+    series (`stopped`).
     """
     taken = Samples(wanted=samples)
     seed = secrets.randbits(64)  # one for all, so that contents can be compared
@@ -64,6 +66,7 @@ def take_samples(
                     selection,
                     mergeable_only=mergeable_only,
                     exact=exact,
+                    jobs=jobs,
                     progress=report,
                     seed=seed,
                 )
