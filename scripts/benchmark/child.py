@@ -44,9 +44,9 @@ def _opened(core: str, via: str) -> Target:
     return target
 
 
-def job(core: str, via: str = "") -> Found:
+def job(core: str, via: str = "", jobs: str = "1") -> Found:
     """VMAs to counters on a vmcore."""
-    return measured(_opened(core, via), Selection(all=True))[2]
+    return measured(_opened(core, via), Selection(all=True), int(jobs))[2]
 
 
 def frames(core: str, file: str, via: str = "") -> Found:

@@ -9,6 +9,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from ksm_eval.footprint import cpu_seconds, max_rss_bytes
+
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
@@ -24,7 +26,7 @@ class Clock:
         self._since = (0.0, 0.0)
 
     def _charge(self) -> None:
-        now = time.perf_counter(), time.process_time()
+        now = time.perf_counter(), cpu_seconds()
         if self._open:
             name = self._open[-1]
             self.seconds[name] = self.seconds.get(name, 0.0) + now[0] - self._since[0]
@@ -39,7 +41,7 @@ class Clock:
             "parts": {name: self.seconds.get(name, 0.0) for name in off},
             "seconds": sum(stages.values()),
             "cpu": sum(s for name, s in self.cpu.items() if name not in off),
-            "peak_rss": status("VmHWM"),
+            "peak_rss": max_rss_bytes(),
         }
 
     @contextmanager

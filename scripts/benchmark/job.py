@@ -26,7 +26,7 @@ TARGET_STAGES = {
     "walk": "walk",
     "frames": "struct page",
 }
-COLLECT_STAGES = {"_distinct": "distinct frames", "sweep": "read and hash"}
+COLLECT_STAGES = {"_distinct": "distinct frames", "sweep_in_jobs": "read and hash"}
 OFF_THE_CLOCK = ("target facts", "tasks", "VMAs")
 REST = "columns"  # of collect(): whatever is in no stage of its own
 
@@ -55,7 +55,9 @@ def checksum(pfn: U64, hashes: U64) -> str:
     return f"{int((hashes * (pfn * np.uint64(2) + np.uint64(1))).sum(dtype=np.uint64)):016x}"
 
 
-def measured(target: Target, selection: Selection) -> tuple[Snapshot, Prediction, dict[str, Any]]:
+def measured(
+    target: Target, selection: Selection, jobs: int = 1
+) -> tuple[Snapshot, Prediction, dict[str, Any]]:
     """Collect and predict; the third is the measurement."""
     clock = Clock()
     for attribute, stage in TARGET_STAGES.items():
@@ -65,7 +67,7 @@ def measured(target: Target, selection: Selection) -> tuple[Snapshot, Prediction
         clock.replace(module, attribute, stage)
     before = status("VmRSS")
     with clock.stage(REST):
-        snapshot = collect(target, selection, seed=SEED)
+        snapshot = collect(target, selection, seed=SEED, jobs=jobs)
     with clock.stage("replay"):
         prediction = predict(snapshot, snapshot.meta.settings)
     return snapshot, prediction, {
