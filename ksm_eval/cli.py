@@ -178,6 +178,7 @@ def _cores(options: Options, progress: Teller | None) -> tuple[Report, int]:
                 target,
                 _selection(options),
                 mergeable_only=options.mergeable_only,
+                jobs=options.jobs,
                 progress=progress,
                 seed=seed,
                 max_memory=int(options.max_memory),
@@ -217,6 +218,7 @@ def _taken(options: Options, progress: Teller | None) -> Samples:
         mergeable_only=options.mergeable_only or options.verify,
         exact=options.passes > 0 or options.verify or options.save is not None,
         max_memory=int(options.max_memory),
+        jobs=options.jobs,
         progress=progress,
         announce=announce,
     )

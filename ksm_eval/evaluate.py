@@ -337,6 +337,7 @@ def evaluate(
     passes: int = 0,
     progress: Progress | None = None,
     max_memory: int = 0,
+    jobs: int | None = None,
 ) -> Report:
     """Select, read, replay, report."""
     snapshot = collect(
@@ -347,5 +348,6 @@ def evaluate(
         first_look=not passes,
         progress=progress,
         max_memory=max_memory,
+        jobs=jobs,
     )
     return evaluate_snapshot(snapshot, overrides, passes=passes, progress=progress)

@@ -13,6 +13,7 @@ _IOPRIO_SET = {"x86_64": 251, "aarch64": 30}  # system call number
 _IOPRIO_WHO_PROCESS = 1
 _IOPRIO_IDLE = 3 << 13  # IOPRIO_CLASS_IDLE, include/uapi/linux/ioprio.h
 _LOWEST = 19
+_workers_rss = 0
 
 
 def step_back() -> None:
@@ -33,9 +34,9 @@ def step_back() -> None:
 
 
 def cpu_seconds() -> float:
-    """User and system time of this process so far."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
+    """User and system time so far of this process and of workers that have ended."""
+    all_of_it = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(used.ru_utime + used.ru_stime for used in all_of_it)
 
 
 def available_bytes() -> int:
@@ -60,9 +61,16 @@ def _own_cgroup() -> str:
     raise ValueError("no cgroup v2")
 
 
+def add_workers(max_rss: int) -> None:
+    """Count `max_rss` bytes of workers that ran at the same time."""
+    global _workers_rss
+    _workers_rss = max(_workers_rss, max_rss)
+
+
 def max_rss_bytes() -> int:
-    """The most memory it has had. Not ru_maxrss: that starts from what the parent had."""
-    return _own_status("VmHWM")
+    """The most memory that it and its workers have had. Not ru_maxrss: that starts from what the
+    parent had."""
+    return _own_status("VmHWM") + _workers_rss
 
 
 def rss_bytes() -> int:

@@ -42,6 +42,7 @@ class Options:
     symbols: tuple[Path, ...]
     vmcoreinfo: Path | None
     architecture: str | None
+    jobs: int | None  # None: as many as help
     mergeable_only: bool
     max_page_sharing: int | None
     use_zero_pages: bool | None
@@ -155,6 +156,10 @@ Examples:
 @_file("--vmcoreinfo", help="vmcoreinfo file, instead of the one in the vmcore.")
 @click.option("--architecture", metavar="ARCH", help="Architecture, if the vmcore lacks it.")
 @click.option(
+    "--jobs", type=click.IntRange(1, 1024), metavar="N",
+    help="Processes that read a vmcore.  [default: for kdumps one a CPU, at most 8; else 1]",
+)  # fmt: skip
+@click.option(
     "--mergeable-only", is_flag=True,
     help="Only what processes offer already (VM_MERGEABLE), not all they could.",
 )  # fmt: skip
@@ -251,6 +256,7 @@ def check(options: Options) -> None:
             "--via": options.via,
             "--qemu": options.qemu is not None,
             **opening,
+            "--jobs": options.jobs,
             "--pid": options.pids,
             "--children": options.children,
             "--comm": options.comms,
@@ -296,7 +302,9 @@ def _check_target(options: Options) -> None:
     if options.cores:
         _refuse(via, "a vmcore", "it is about what runs")
         _refuse({"--qemu": options.qemu is not None}, "a vmcore", "evaluate one after the other")
-    elif options.qemu is not None:
+        return
+    _refuse({"--jobs": options.jobs}, "what runs", "it is about a vmcore (-c)")
+    if options.qemu is not None:
         _refuse({"--via": options.via}, "--qemu", "it is about the running kernel")
         _refuse({"--architecture": options.architecture}, "--qemu", "QEMU tells it")
     else:

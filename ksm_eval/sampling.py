@@ -38,17 +38,18 @@ def take_samples(
     mergeable_only: bool = False,
     exact: bool = False,
     max_memory: int = 0,
+    jobs: int | None = None,
     progress: Progress | None = None,
     announce: Callable[[float], None] | None = None,
 ) -> Samples:
     """Collect `samples` snapshots, begun `interval` seconds apart, or as far as they take.
 
     `interval` None: the time ksmd would need for a full scan of the first one, which is told to
-    `announce` before the first wait. `max_rate`: bytes a second, 0 for no limit; `max_memory`:
-    as for collect(). The target is opened for each sample anew, and closed behind it: nothing is
-    held while waiting. A process that has ended, and another that has its pid, is in no later
-    sample. Raises what collect() does for the first sample; a later one that cannot be taken ends
-    the series (`stopped`).
+    `announce` before the first wait. `max_rate`: bytes a second, 0 for no limit; `max_memory` and
+    `jobs`: as for collect(). The target is opened for each sample anew, and closed behind it:
+    nothing is held while waiting. A process that has ended, and another that has its pid, is in no
+    later sample. Raises what collect() does for the first sample; a later one that cannot be taken
+    ends the series (`stopped`).
     """
     taken = Samples(wanted=samples)
     seed = secrets.randbits(64)  # one for all, so that contents can be compared
@@ -68,6 +69,7 @@ def take_samples(
                     exact=exact,
                     first_look=samples == 1 and not exact,
                     max_memory=max_memory,
+                    jobs=jobs,
                     progress=report,
                     seed=seed,
                 )

@@ -11,15 +11,12 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from ksm_eval.replay.grouping import may_repeat
 from ksm_eval.snapshot import I64, U8, U32, U64, FrameFlag, Pfns, has, mark
 from ksm_eval.tables import BLOCK
-from ksm_eval.target import READING, WENT_AWAY, Progress, Target, Unreadable
+from ksm_eval.target import READING, WENT_AWAY, Memory, Progress, Unreadable
 
 MAX_RUN = 1 << 20  # bytes a read: stays in the L2 cache and is not a fresh mmap each time
 _RUNS = 1 << 14  # of which Python's own numbers are made at once
-WORTH_A_LOOK = 1 << 16  # frames: it is another process that looks
-_MOST_LIKELY = 0.75  # of the frames; reading so many here and there takes as long as all
 MAX_GAP = 5  # pages not asked for that are worth reading to keep a run going
 
 
@@ -62,7 +59,7 @@ def _runs(places: Pfns, max_gap: int, max_run: int) -> Iterator[tuple[int, int]]
 
 
 def sweep(
-    target: Target,
+    target: Memory,
     pfns: Pfns,
     seed: int,
     progress: Progress | None = None,
@@ -70,7 +67,6 @@ def sweep(
     max_gap: int | None = None,
     max_run: int | None = None,
     checksums: bool = False,
-    first_look: bool = False,
 ) -> Sweep:
     """Hash the frames of `pfns` (ascending, distinct) with XXH3-64 under `seed`.
 
@@ -78,22 +74,7 @@ def sweep(
     read where the target allows it. The result does not depend on `max_gap` and `max_run`:
     a run with a page that cannot be read is read again page by page, so a hole costs only
     itself.
-
-    `first_look`: frames that differ from all others in a few words need not be read whole, where
-    the target says that looking is cheap. Their hashes are of these words: still unequal to all
-    others in this result, but not to be compared with another's.
     """
-    worth = first_look and not checksums and len(pfns) >= WORTH_A_LOOK
-    words = target.look(pfns) if worth else None
-    if words is not None:
-        rows = np.flatnonzero(may_repeat(words) | (words == 0))
-        if len(rows) < _MOST_LIKELY * len(pfns):
-            part = sweep(target, pfns[rows], seed, progress, max_gap=max_gap, max_run=max_run)
-            flags = np.zeros(len(pfns), np.uint8)
-            flags[rows] = part.flags
-            hashes = _keyed(words, seed)
-            hashes[rows] = part.hash
-            return replace(part, hash=hashes, flags=flags)
     places = target.places(pfns)
     if places is pfns:
         swept = _sweep(target, pfns, seed, progress, max_gap, max_run, checksums)
@@ -104,15 +85,6 @@ def sweep(
     back[order] = np.arange(len(order))
     checksum = None if swept.checksum is None else swept.checksum[back]
     return Sweep(swept.hash[back], swept.flags[back], swept.unreadable, checksum)
-
-
-def _keyed(words: U64, seed: int) -> U64:
-    """In place, one to one."""
-    words ^= np.uint64(xxhash.xxh3_64_intdigest(b"first look", seed))
-    for shift in (32, 29, 32):
-        words ^= words >> np.uint64(shift)
-        words *= np.uint64(0xD6E8FEB86659FD93)
-    return words
 
 
 def _without(swept: Sweep, gone: NDArray[np.bool_]) -> Sweep:
@@ -127,7 +99,7 @@ def _without(swept: Sweep, gone: NDArray[np.bool_]) -> Sweep:
 
 
 def _sweep(
-    target: Target,
+    target: Memory,
     places: Pfns,
     seed: int,
     progress: Progress | None,

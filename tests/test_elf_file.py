@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ksm_eval.collect import collect
+from ksm_eval.first_look import sweep_what_may_repeat
 from ksm_eval.snapshot import FrameFlag, Snapshot, has
 from ksm_eval.sweep import sweep
 from ksm_eval.target import Selection
@@ -106,7 +107,7 @@ def test_a_first_look_tells_the_same_contents_apart(
     core: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pages without an equal are not read, all others have the hash that they have anyway."""
-    monkeypatch.setattr("ksm_eval.sweep.WORTH_A_LOOK", 0)
+    monkeypatch.setattr("ksm_eval.first_look.WORTH_IT", 0)
     target = KernelTarget(open_core(core))
     assert target.direct is not None
     target.direct.cached()  # which brings nothing in
@@ -117,7 +118,7 @@ def test_a_first_look_tells_the_same_contents_apart(
     pfns = np.append(pfns, np.array([1 << 30, (1 << 30) + 1], pfns.dtype))
     whole = sweep(target, pfns, 5)
     before = target.meter.bytes_read
-    looked = sweep(target, pfns, 5, first_look=True)
+    looked = sweep_what_may_repeat(target, pfns, 5, lambda some: sweep(target, some, 5))
     _, equals, size = np.unique(whole.hash, return_inverse=True, return_counts=True)
     several = size[equals] > 1
     assert 300 < several.sum() < 0.7 * len(pfns)
@@ -134,7 +135,7 @@ def test_a_first_look_at_what_is_cut_off(
     core: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel kills who looks there: not this process. What is left is read as ever."""
-    monkeypatch.setattr("ksm_eval.sweep.WORTH_A_LOOK", 0)
+    monkeypatch.setattr("ksm_eval.first_look.WORTH_IT", 0)
     path = tmp_path / "vmcore"
     path.write_bytes(core.read_bytes())
     target = KernelTarget(open_core(path))
@@ -146,6 +147,6 @@ def test_a_first_look_at_what_is_cut_off(
     with path.open("r+b") as shorter:
         shorter.truncate(int(segments.offset[last]) + PAGE)
     assert target.direct.look(pfns, PAGE) is None
-    cut = sweep(target, pfns, 5, first_look=True)
+    cut = sweep_what_may_repeat(target, pfns, 5, lambda some: sweep(target, some, 5))
     assert sum(cut.unreadable.values()) == has(cut.flags, FrameFlag.UNREADABLE).sum() > 0
     target.close()

@@ -200,7 +200,7 @@ class Run:
     command: tuple[str, ...]
     time: float  # seconds since the epoch when it ended
     duration: float  # seconds
-    cpu_seconds: float  # user and system time of this process
+    cpu_seconds: float  # user and system time, of --jobs too
     bytes_read: int  # of the target: pages, page tables, struct pages
-    max_rss_bytes: int  # the most memory this process had
+    max_rss_bytes: int  # the most memory it had, with --jobs together
     snapshot: str | None  # the file evaluated, None if memory was read

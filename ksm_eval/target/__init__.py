@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ksm_eval.replay.rules import Rules, Settings
 from ksm_eval.snapshot import I32, I64, NO_COMPOUND, U8, U16, U32, U64, Compounds, Pfns
+from ksm_eval.target.core_file import CoreFile
 from ksm_eval.target.meter import Meter
 
 
@@ -172,11 +173,27 @@ class TargetInfo:
     notes: list[str] = field(default_factory=list)
 
 
-class Target(Protocol):
-    """What collect() asks of a kernel."""
+class Memory(Protocol):
+    """What sweep() asks of a target."""
 
     info: TargetInfo
     meter: Meter
+
+    def places(self, pfns: Pfns) -> Pfns:
+        """Where read_into() finds these frames, known to frames() before: page numbers in
+        whatever the target reads from. PFNs themselves if that is physical memory."""
+
+    def read_into(self, buffer: memoryview, place: int) -> None:
+        """Fill `buffer`, whole pages, with the contents from that place on. Raises Unreadable if
+        any of them cannot be read; what is in it then means nothing."""
+
+    def still_mapped(self, pfns: Pfns) -> NDArray[np.bool_]:
+        """Which of ascending PFNs are mapped where walk() found them, so that they cannot have
+        become another process's; all of them where the target stands still."""
+
+
+class Target(Memory, Protocol):
+    """What collect() asks of a kernel."""
 
     def rules(self) -> Rules: ...
 
@@ -208,22 +225,13 @@ class Target(Protocol):
     def ksmd(self, processes: Sequence[Process]) -> KsmdRecords | None:
         """ksmd's own records, None if they cannot be read (the reason is in info.notes)."""
 
-    def places(self, pfns: Pfns) -> Pfns:
-        """Where read_into() finds these frames, known to frames() before: page numbers in
-        whatever the target reads from. PFNs themselves if that is physical memory."""
-
     def look(self, places: Pfns) -> U64 | None:
         """A number made of a few words of each of these ascending places, where that is much
         cheaper than to read them, else None. Where numbers differ, so do the contents; 0 may also
         be a place that cannot be read."""
 
-    def read_into(self, buffer: memoryview, place: int) -> None:
-        """Fill `buffer`, whole pages, with the contents from that place on. Raises Unreadable if
-        any of them cannot be read; what is in it then means nothing."""
-
-    def still_mapped(self, pfns: Pfns) -> NDArray[np.bool_]:
-        """Which of ascending PFNs are mapped where walk() found them, so that they cannot have
-        become another process's; all of them where the target stands still."""
+    def core(self) -> CoreFile | None:
+        """The file to open for another process that is to read the same; None if there is none."""
 
     def close(self) -> None: ...
 

@@ -22,6 +22,9 @@ from ksm_eval.snapshot import U64
 EXCLUDES_USER_DATA: Final = 8
 """DL_EXCLUDE_USER_DATA, a bit of makedumpfile's dump level: no anonymous pages."""
 
+NOT_IN_ELF: Final = "not in this filtered ELF vmcore"
+"""Why memory in Holes cannot be read."""
+
 _FLATTENED: Final = b"makedumpfile".ljust(16, b"\0")
 _FLATTENED_HEADER: Final = 4096
 _KDUMP_SIGNATURES: Final = (b"KDUMP   ", b"DISKDUMP")

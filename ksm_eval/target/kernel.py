@@ -35,6 +35,8 @@ from ksm_eval.target import (
     paging_arm64,
     paging_x86,
 )
+from ksm_eval.target.core_file import CoreFile
+from ksm_eval.target.core_memory import fill
 from ksm_eval.target.elf_file import open_elf
 from ksm_eval.target.features import detect_rules
 from ksm_eval.target.frames import (
@@ -357,6 +359,13 @@ class KernelTarget:
             raise LookupError("no address") from None
         return data
 
+    def core(self) -> CoreFile | None:
+        core = self._opened.core
+        if core is None:
+            return None
+        segments = None if self.direct is None else self._opened.segments
+        return replace(core, segments=segments, holes=self._opened.holes)
+
     def places(self, pfns: Pfns) -> Pfns:
         return pfns
 
@@ -372,12 +381,7 @@ class KernelTarget:
         if reason:
             raise Unreadable(reason)
         self.meter.wait(size)
-        if self.direct is not None and self.direct.read_into(buffer, address):
-            return
-        try:
-            buffer[:] = self._prog.read(address, size, True)
-        except FaultError as error:
-            raise Unreadable(_fault_reason(error)) from None
+        fill(buffer, address, self._prog, self.direct)
         if self._opened.live:
             self._check_frames(place, size // self.info.page_size)
 
@@ -408,13 +412,3 @@ def _boot(prog: Program, kind: str) -> str:
         found.get(key, "")
         for key in ("OSRELEASE", "BUILD-ID", "KERNELOFFSET", "NUMBER(phys_base)", "SYMBOL(_stext)")
     )
-
-
-def _fault_reason(error: FaultError) -> str:
-    """One short phrase for a read that failed, without the address."""
-    message = error.message.lower()
-    if "excluded" in message:
-        return "filtered out of the dump"
-    if any(words in message for words in ("not mapped", "out-of-bounds", "could not find")):
-        return "not in the dump"
-    return "read error"

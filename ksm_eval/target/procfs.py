@@ -342,6 +342,9 @@ class ProcTarget:
         """Of frames() before: process and page number, in one number."""
         return self._places[np.searchsorted(self._pfns, pfns)]
 
+    def core(self) -> None:
+        """What runs is in no file."""
+
     def still_mapped(self, pfns: Pfns) -> NDArray[np.bool_]:
         # read_into() reads from the process itself: from no other, whatever happens.
         return np.ones(len(pfns), np.bool_)

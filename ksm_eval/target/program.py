@@ -21,7 +21,15 @@ from ksm_eval.errors import TargetError, UsageError
 from ksm_eval.snapshot import U64
 from ksm_eval.target import btf_finder, dwarf, symbols
 from ksm_eval.target.btf import Btf
-from ksm_eval.target.containers import Container, Holes, Segments, identify, reassemble
+from ksm_eval.target.containers import (
+    NOT_IN_ELF,
+    Container,
+    Holes,
+    Segments,
+    identify,
+    reassemble,
+)
+from ksm_eval.target.core_file import CoreFile
 
 _MACHINES: Final = {
     "x86_64": Architecture.X86_64,
@@ -30,8 +38,6 @@ _MACHINES: Final = {
     "s390x": Architecture.S390X,
 }
 _LARGEST_BTF: Final = 256 << 20
-
-_NOT_IN_ELF: Final = "not in this filtered ELF vmcore"
 
 
 def _always_there() -> None:
@@ -49,6 +55,7 @@ class OpenedProgram:
     container: str = ""  # "ELF vmcore", "kdump-compressed vmcore, flattened", …
     notes: list[str] = field(default_factory=list)
     segments: Segments | None = None  # of an ELF vmcore that is read in place
+    core: CoreFile | None = None  # of a vmcore that is read in place
     holes: Holes = field(default_factory=Holes)
     """Physical memory that reads as zeros without having been zero, for all we know."""
     check_there: Callable[[], None] = _always_there
@@ -61,7 +68,7 @@ class OpenedProgram:
 
     def excluded(self, address: int, size: int) -> str:
         """Why physical memory is not what a read would return; "" if it is."""
-        return _NOT_IN_ELF if self.holes.touch(address, size) else ""
+        return NOT_IN_ELF if self.holes.touch(address, size) else ""
 
     def check_user_pages(
         self,
@@ -116,11 +123,15 @@ def open_core(
             f"{path} has no user pages: it was made by makedumpfile -d {container.dump_level}",
             "make the dump with makedumpfile -d 17 (or -d 1, or unfiltered)",
         )
-    prog = Program(_platform(container, architecture, path), vmcoreinfo=read_vmcoreinfo(vmcoreinfo))
+    platform, info = _platform(container, architecture, path), read_vmcoreinfo(vmcoreinfo)
+    prog = Program(platform, vmcoreinfo=info)
+    core = None
     try:
         if container.flattened and container.kind == "ELF":
             _set_reassembled(prog, path)
         else:
+            name = None if platform is None else platform.arch.name
+            core = CoreFile(path, CoreFile.identify(path), info, name)
             with dwarf.quiet():  # "if open fails or is too slow, reassemble it"
                 prog.set_core_dump(path)
     except TargetError:
@@ -136,6 +147,7 @@ def open_core(
         "",
         container.description,
         segments=container.segments,
+        core=core,
         holes=container.holes,
     )
     try:

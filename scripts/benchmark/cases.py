@@ -22,6 +22,7 @@ PAGE = 4096
 
 OURS, WHOLE = "ksm-eval", "ksm-eval, all read"
 DRGN, C, NAIVE = "ksm-eval, prog.read", "C", "access_process_vm"
+TWO = "ksm-eval, 2 jobs"
 PREAD, MEMCPY, TWIN = "pread", "memcpy", "C through /proc"
 
 
@@ -172,8 +173,11 @@ def kdump_cases(setting: Setting, names: list[str]) -> Iterator[Iterator[Case]]:
                 name,
                 f"End to end on a kdump compressed with {codec}, "
                 f"{path.stat().st_size / elf.stat().st_size:.0%} of the ELF file's size",
-                (Method(OURS, python("job", path)),),
-                most=2,
+                (
+                    Method(OURS, python("job", path)),
+                    Method(TWO, python("job", path, "", 2)),
+                ),
+                most=3,
                 before=partial(_read_through, path),
             )
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
+
+from ksm_eval.footprint import cpu_seconds, max_rss_bytes
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -25,7 +26,7 @@ class Clock:
         self._since = (0.0, 0.0)
 
     def _charge(self) -> None:
-        now = time.perf_counter(), time.process_time() + _of_children()
+        now = time.perf_counter(), cpu_seconds()
         if self._open:
             name = self._open[-1]
             self.seconds[name] = self.seconds.get(name, 0.0) + now[0] - self._since[0]
@@ -40,7 +41,7 @@ class Clock:
             "parts": {name: self.seconds.get(name, 0.0) for name in off},
             "seconds": sum(stages.values()),
             "cpu": sum(s for name, s in self.cpu.items() if name not in off),
-            "peak_rss": status("VmHWM"),
+            "peak_rss": max_rss_bytes(),
         }
 
     @contextmanager
@@ -69,11 +70,6 @@ class Clock:
         function = getattr(owner, attribute, None)
         if callable(function):
             setattr(owner, attribute, self.around(name, function))
-
-
-def _of_children() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def status(field: str) -> int:

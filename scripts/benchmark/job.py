@@ -30,7 +30,8 @@ TARGET_STAGES = {
 COLLECT_STAGES = {
     "_distinct": "distinct frames",
     "_rows": "distinct frames",
-    "sweep": "read and hash",
+    "sweep_in_jobs": "read and hash",
+    "sweep_what_may_repeat": "read and hash",
 }
 OFF_THE_CLOCK = ("target facts", "tasks", "VMAs")
 REST = "columns"  # of collect(): whatever is in no stage of its own
@@ -65,7 +66,7 @@ def pfns_and_hashes(snapshot: Snapshot) -> tuple[U64, U64]:
 
 
 def measured(
-    target: Target, selection: Selection, *, first_look: bool = True
+    target: Target, selection: Selection, *, first_look: bool = True, jobs: int = 1
 ) -> tuple[Snapshot, Prediction, dict[str, Any]]:
     """Collect and predict; the third is the measurement. With the checksum where every frame was
     read."""
@@ -84,7 +85,7 @@ def measured(
             getattr(target, attribute, None)
     before = status("VmRSS")
     with clock.stage(REST):
-        snapshot = collect(target, selection, seed=SEED, first_look=first_look)
+        snapshot = collect(target, selection, seed=SEED, first_look=first_look, jobs=jobs)
     with clock.stage("replay"):
         prediction = predict(snapshot, snapshot.meta.settings)
     return snapshot, prediction, {

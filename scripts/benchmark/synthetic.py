@@ -224,6 +224,9 @@ class SyntheticTarget:
     def still_mapped(self, pfns: U64) -> NDArray[np.bool_]:
         return np.ones(len(pfns), np.bool_)
 
+    def core(self) -> None:
+        """No other process has it."""
+
     def places(self, pfns: U64) -> U64:
         return pfns
 
