@@ -92,7 +92,9 @@ def blocked_mappings(snapshot: Snapshot) -> U8 | None:
     extra references cannot be split, and one that could be split had none.
     """
     frames, mappings = snapshot.frames, snapshot.mappings
-    pinned = ((frames.flags & FrameFlag.PINNED) != 0) & ~in_compound(snapshot)
+    pinned = has(frames.flags, FrameFlag.PINNED)
+    if pinned.any():
+        pinned &= ~in_compound(snapshot)
     if not pinned.any():
         return None
     blocked: U8 = (checked_mappings(snapshot) & pinned[mappings.frame]).astype(np.uint8)

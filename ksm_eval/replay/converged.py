@@ -24,10 +24,10 @@ from ksm_eval.replay.ksmd import Ksmd
 from ksm_eval.replay.plain import tell_apart
 from ksm_eval.replay.rules import Settings
 from ksm_eval.replay.savings import Outcome, Placed, Savings, savings, vma_of
-from ksm_eval.replay.simple import Simple, classify, merged_frames, told_kinds
+from ksm_eval.replay.simple import Simple, classify, merged_nodes, told_kinds
 from ksm_eval.replay.state import FREED, STABLE, UNSTABLE
 from ksm_eval.replay.visits import Visits
-from ksm_eval.snapshot import I64, FrameFlag, Snapshot, Vmas
+from ksm_eval.snapshot import I64, FrameFlag, Snapshot, Vmas, has
 
 FIRST_PASS = 41
 """After this pass old pages have just been visited, as after each 9th later: with smart
@@ -91,9 +91,9 @@ def predict(snapshot: Snapshot, settings: Settings) -> Prediction:
     vmas, count = snapshot.vmas, len(snapshot.processes)
     of_vma = _told(vmas, placed)
     merging = of_vma[Kind.MERGED]
-    if len(placed.merged):
+    if len(placed.nodes.frames):
         merged = np.zeros(len(snapshot.frames), np.bool_)
-        merged[placed.merged] = True
+        merged[placed.nodes.frames] = True
         merging = merging + visits.marked(merged)
     of_items = np.diff(vmas.offset) - of_vma[Kind.ZERO_PAGE] - of_vma[Kind.REMAPPED]
     zero = per_process(vmas, of_vma[Kind.ZERO_PAGE], count)
@@ -112,7 +112,7 @@ def predict(snapshot: Snapshot, settings: Settings) -> Prediction:
             zero=int(zero.sum()),
         )
 
-    unreadable = (snapshot.frames.flags & FrameFlag.UNREADABLE) != 0
+    unreadable = has(snapshot.frames.flags, FrameFlag.UNREADABLE)
     return Prediction(
         counters=counters(unshared),
         skip_phase=counters(skip_unshared),
@@ -142,7 +142,7 @@ def _placed(snapshot: Snapshot, simple: Simple, replay: _Settled | None) -> Plac
         positions = np.append(positions, replay.ksmd.positions)
         kind, frame = np.append(kind, part.kind), np.append(frame, part.frame)
         split = split | part.split
-    return Placed(*merged_frames(simple), positions, Outcome(kind, frame, split))
+    return Placed(merged_nodes(simple), positions, Outcome(kind, frame, split))
 
 
 def _told(vmas: Vmas, placed: Placed) -> I64:

@@ -27,13 +27,21 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Nodes:
+    """Stable nodes that whole frames merge into, with all their mappings. N nodes."""
+
+    frames: U32  # those of one node together
+    bounds: I64  # frames[bounds[n]:bounds[n+1]] are of node n
+    ksm: U32  # frame of each node, one of its own
+    mappings: I64  # of each node
+
+
+@dataclass(frozen=True)
 class Placed:
     """What became of all mappings: by frames that merge as a whole into one stable node, and one
     by one of frames for which that is not so. All others are where they were."""
 
-    merged: U32  # frames, those of one stable node together
-    bounds: I64  # merged[bounds[n]:bounds[n+1]] are of node n
-    ksm: U32  # frame of each node, one of its own
+    nodes: Nodes
     positions: I64  # mappings that are told one by one: all of their frames
     told: Outcome  # these
 
@@ -41,8 +49,8 @@ class Placed:
         """Of every mapping."""
         frames = len(snapshot.frames)
         kind, target = np.full(frames, Kind.UNMERGED, np.uint8), np.arange(frames)
-        kind[self.merged] = Kind.MERGED
-        target[self.merged] = np.repeat(self.ksm, np.diff(self.bounds))
+        kind[self.nodes.frames] = Kind.MERGED
+        target[self.nodes.frames] = np.repeat(self.nodes.ksm, np.diff(self.nodes.bounds))
         whole = Outcome(
             kind[snapshot.mappings.frame], target[snapshot.mappings.frame], self.told.split
         )
@@ -80,7 +88,7 @@ def savings(
     count, size = len(snapshot.processes), snapshot.meta.sizeof
     share = _shares(snapshot, visits.counts)
     pss_before = per_process(snapshot.vmas, visits.shares(share), count)
-    merged = _merge(snapshot, visits.counts, placed, share)
+    merged = _merge(snapshot, visits.counts, placed.nodes, share)
     freed = _Told(0, 0, 0, np.zeros(count))
     if len(placed.positions):
         freed = _told(snapshot, visits.counts, placed, share)
@@ -129,17 +137,24 @@ def _outside(snapshot: Snapshot, counts: U32, rows: U32 | I64) -> I64:
     return np.maximum(found, 0)
 
 
-def _merge(snapshot: Snapshot, counts: U32, placed: Placed, share: F64) -> int:
+def _merge(snapshot: Snapshot, counts: U32, nodes: Nodes, share: F64) -> int:
     """Frames freed by those that merge as a whole; `share` becomes what it is afterwards."""
-    if not len(placed.merged):
-        return 0
-    mappings = np.add.reduceat(counts[placed.merged], placed.bounds[:-1], dtype=np.int64)
-    mappings += _outside(snapshot, counts, placed.ksm)
-    size = np.diff(placed.bounds)
-    share[placed.merged] = np.repeat(snapshot.meta.page_size / mappings, size)
-    gone = placed.merged != np.repeat(placed.ksm, size)
-    gone &= snapshot.frames.mapcount[placed.merged] <= counts[placed.merged]
-    return int(np.count_nonzero(gone))
+    mapped = snapshot.meta.page_size / (nodes.mappings + _outside(snapshot, counts, nodes.ksm))
+    kept = np.zeros(len(counts), np.bool_)  # by somebody outside, or as the KSM frame
+    for start in range(0, len(counts), _BLOCK):
+        at = slice(start, start + _BLOCK)
+        np.greater(snapshot.frames.mapcount[at], counts[at], out=kept[at])
+    kept[nodes.ksm] = True
+    freed, start = 0, 0
+    while start < len(mapped):
+        first = nodes.bounds[start]
+        end = int(np.searchsorted(nodes.bounds, first + _BLOCK, side="right")) - 1
+        end = max(end, start + 1)
+        rows = nodes.frames[first : nodes.bounds[end]]
+        share[rows] = np.repeat(mapped[start:end], np.diff(nodes.bounds[start : end + 1]))
+        freed += len(rows) - int(np.count_nonzero(kept.take(rows)))
+        start = end
+    return freed
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +19,14 @@ from ksm_eval.replay.contents import (
 )
 from ksm_eval.replay.plain import Contents, positions_of
 from ksm_eval.replay.rules import Settings
-from ksm_eval.replay.visits import Visits
+from ksm_eval.replay.savings import Nodes
+from ksm_eval.replay.visits import Positions, Visits
 from ksm_eval.snapshot import I64, NO_COMPOUND, U8, U32, FrameFlag, Snapshot, has
 
 Bool = NDArray[np.bool_]
+_Number = TypeVar("_Number", np.uint32, np.int64)
+
+_BLOCK = 1 << 18  # frames at a time: the temporaries stay in cache
 
 
 def _none() -> I64:
@@ -35,8 +41,8 @@ class Simple:
     replay: I64 = field(default_factory=_none)  # mappings that must be replayed
     # (position, compound): when the others split it, in pass 2
     splits: list[tuple[int, int]] = field(default_factory=list)
-    merged: list[tuple[U32, I64, U32]] = field(default_factory=list)
-    """(frames, frames of each stable node, KSM frame of each), the frames by node."""
+    merged: list[tuple[U32, I64, I64, U32]] = field(default_factory=list)
+    """(frames, by node; of each stable node: how many frames, how many mappings, KSM frame)."""
     positions: I64 = field(default_factory=_none)  # under use_zero_pages: mappings of zero pages
     stays: Bool = field(default_factory=lambda: np.empty(0, np.bool_))  # those that cannot go
     shared: int = 0
@@ -62,18 +68,19 @@ def classify(snapshot: Snapshot, settings: Settings, found: Contents, visits: Vi
     simple, any_of, all_of = work.simple, work.any_of, work.all_of
     simple.unshared = found.plain
     if len(found.rows):
-        flags = snapshot.frames.flags[found.rows]
+        flags = snapshot.frames.flags
         ksm, zero = has(flags, FrameFlag.KSM), has(flags, FrameFlag.ZERO)
-        stuck, partly = work.unsplittable, work.unsplittable
+        unsplittable = work.unsplittable()
+        stuck, partly = unsplittable, unsplittable
         if work.blocked_mappings is not None:
             blocked = np.bincount(
-                snapshot.mappings.frame[work.blocked_mappings != 0], minlength=len(snapshot.frames)
-            )[found.rows]
-            stuck = stuck | (blocked >= work.counts) & (blocked > 0)
+                snapshot.mappings.frame[work.blocked_mappings != 0], minlength=len(flags)
+            )
+            stuck = stuck | (blocked >= visits.counts) & (blocked > 0)
             partly = partly | (blocked > 0)
         has_ksm, all_ksm = any_of(ksm), all_of(ksm)
         has_blocked, all_blocked = any_of(partly), all_of(stuck)
-        mapped = np.add.reduceat(work.counts, found.bounds[:-1], dtype=np.int64)
+        mapped = work.mapped
         forked = mapped > work.size
         above_cap = mapped > settings.max_page_sharing
 
@@ -83,7 +90,7 @@ def classify(snapshot: Snapshot, settings: Settings, found: Contents, visits: Vi
         if settings.use_zero_pages:
             to_zero = any_of(zero) & ~has_ksm
         if rules.zero_remap_at_split:
-            replay |= any_of(zero & (work.compound != NO_COMPOUND) & ~work.unsplittable) & ~all_ksm
+            replay |= any_of(zero & work.inside & ~unsplittable) & ~all_ksm
         several = work.size > 1
         merging = several & ~has_ksm & ~has_blocked & ~to_zero
         replay |= several & ~has_ksm & has_blocked & ~all_blocked & ~to_zero
@@ -105,7 +112,9 @@ def classify(snapshot: Snapshot, settings: Settings, found: Contents, visits: Vi
         dups = work.size[adopted]
         simple.chains += int((dups > 1).sum())
         simple.dups += int(dups[dups > 1].sum())
-        work.adopt_ksm(found.rows[ksm & work.of_frames(adopted)])
+        if adopted.any():
+            rows = found.rows[work.of_frames(adopted)]
+            work.adopt_ksm(rows[ksm[rows]])
         if to_zero.any():
             work.zero_pages(to_zero)
     if found.unreadable:
@@ -115,33 +124,66 @@ def classify(snapshot: Snapshot, settings: Settings, found: Contents, visits: Vi
 
 
 class _Work:
-    """Arrays by content and of the frames that have one (K), and the outcome under construction."""
+    """Arrays by content and by frame, and the outcome under construction.
+
+    A gather of all frames that have equals costs as much as all arithmetic on them, so there is
+    one only where some frame can matter.
+    """
 
     def __init__(self, snapshot: Snapshot, found: Contents, visits: Visits) -> None:
-        compounds = snapshot.compounds
         self.snapshot, self.found, self.visits = snapshot, found, visits
         self.size = np.diff(found.bounds)
-        self.counts = visits.counts[found.rows]
-        self.compound = snapshot.frames.compound[found.rows]
-        self.unsplittable = np.zeros(len(found.rows), np.bool_)
-        inside = np.flatnonzero(self.compound != NO_COMPOUND)
-        self.unsplittable[inside] = compounds.pinned[self.compound[inside]]
+        self.mapped = np.zeros(len(self.size), np.int64)
+        """Mappings of each content."""
+        for at, rows, starts in self._blocks():
+            np.add.reduceat(visits.counts.take(rows), starts, dtype=np.int64, out=self.mapped[at])
+        self.inside = in_compound(snapshot)
         self.blocked_mappings = blocked_mappings(snapshot)
-        self.split_at = np.full(len(compounds), len(snapshot.mappings), np.int64)
+        self.split_at = np.full(len(snapshot.compounds), len(snapshot.mappings), np.int64)
         """When each compound is split, in the second pass; len(mappings): never."""
-        self.simple = Simple(np.zeros(len(compounds), np.bool_))
+        self.simple = Simple(np.zeros(len(snapshot.compounds), np.bool_))
+
+    def _blocks(self) -> Iterator[tuple[slice, U32, I64]]:
+        """(contents, their frames, where each one's begin among these), so many that the
+        temporaries stay in cache."""
+        bounds, start = self.found.bounds, 0
+        while start < len(self.size):
+            end = int(np.searchsorted(bounds, bounds[start] + _BLOCK, side="right")) - 1
+            end = max(end, start + 1)
+            rows = self.found.rows[bounds[start] : bounds[end]]
+            yield slice(start, end), rows, bounds[start:end] - bounds[start]
+            start = end
+
+    def _reduced(self, by: np.ufunc, frames: Bool) -> Bool:
+        found = np.zeros(len(self.size), np.bool_)
+        if frames.any():
+            for at, rows, starts in self._blocks():
+                by.reduceat(frames.take(rows), starts, out=found[at])
+        return found
 
     def any_of(self, frames: Bool) -> Bool:
-        """Contents with such a frame."""
-        if not frames.any():
-            return np.zeros(len(self.size), np.bool_)
-        return np.logical_or.reduceat(frames, self.found.bounds[:-1])
+        """Contents with such a frame; shape (F,) to (C,)."""
+        return self._reduced(np.logical_or, frames)
 
     def all_of(self, frames: Bool) -> Bool:
-        """Contents with such frames only."""
-        if not frames.any():
-            return np.zeros(len(self.size), np.bool_)
-        return np.logical_and.reduceat(frames, self.found.bounds[:-1])
+        """Contents with such frames only; shape (F,) to (C,)."""
+        return self._reduced(np.logical_and, frames)
+
+    def unsplittable(self) -> Bool:
+        """Frames of compound pages that cannot be split, shape (F,)."""
+        found = np.zeros(len(self.inside), np.bool_)
+        if self.snapshot.compounds.pinned.any():
+            index = np.flatnonzero(self.inside)
+            found[index] = self.snapshot.compounds.pinned[self.snapshot.frames.compound[index]]
+        return found
+
+    def compounds_of(self, contents: Bool) -> tuple[I64, U32]:
+        """(content, compound) of the frames of these contents that are in a compound page."""
+        mine = self.of_frames(contents)
+        index = np.flatnonzero(mine)
+        index = index[self.inside[self.found.rows[index]]]
+        content = np.searchsorted(self.found.bounds, index, side="right") - 1
+        return content, self.snapshot.frames.compound[self.found.rows[index]]
 
     def of_frames(self, contents: Bool) -> Bool:
         """Frames of these contents, shape (K,)."""
@@ -153,10 +195,6 @@ class _Work:
         marked[self.found.rows[self.of_frames(contents)]] = True
         return marked
 
-    def content(self, index: I64) -> I64:
-        """Contents of frames, by their number of K."""
-        return np.searchsorted(self.found.bounds, index, side="right") - 1
-
     def in_doubt(self, merging: Bool, above_cap: Bool) -> Bool:
         """Contents with two frames in one compound page, where it matters.
 
@@ -165,13 +203,11 @@ class _Work:
         one, and if the order decides which mapping is left over.
         """
         found = np.zeros(len(self.size), np.bool_)
-        inside = self.compound != NO_COMPOUND
-        if not inside.any():
+        if not self.inside.any():
             return found
-        outside = self.snapshot.frames.mapcount[self.found.rows] > self.counts
+        outside = self.snapshot.frames.mapcount > self.visits.counts
         touched = merging & (above_cap | self.any_of(outside))
-        index = np.flatnonzero(inside & self.of_frames(touched))
-        content, compound = self.content(index), self.compound[index]
+        content, compound = self.compounds_of(touched)
         order = np.lexsort((compound, content))
         content, compound = content[order], compound[order]
         found[content[1:][(content[1:] == content[:-1]) & (compound[1:] == compound[:-1])]] = True
@@ -187,20 +223,22 @@ class _Work:
         locked = locked_frames(self.snapshot)
         if locked is None:
             return found
-        mine = locked[self.found.rows] & self.of_frames(merging)
-        if (self.counts[mine] > 1).any():
+        mine = locked & self.marked(merging)
+        if (self.visits.counts[mine] > 1).any():
             found = self.any_of(mine)
             split = np.zeros(len(self.snapshot.compounds), np.bool_)
-            split[self.snapshot.frames.compound[locked & in_compound(self.snapshot)]] = True
-            index = np.flatnonzero(self.compound != NO_COMPOUND)
-            found[self.content(index[split[self.compound[index]]])] = True
-        return found & merging
+            split[self.snapshot.frames.compound[locked & self.inside]] = True
+            content, compound = self.compounds_of(merging)
+            found[content[split[compound]]] = True
+        return found
 
     def close_over_pmds(self, replay: Bool, merging: Bool) -> None:
         """Replay all contents that meet in a THP with several PMD mappers."""
-        index = np.flatnonzero(self.compound != NO_COMPOUND)
-        index = index[split_attempts(self.snapshot)[self.compound[index]] > 1]
-        content, compound = self.content(index), self.compound[index]
+        several = split_attempts(self.snapshot) > 1
+        if not several.any():
+            return
+        content, compound = self.compounds_of(np.ones(len(self.size), np.bool_))
+        content, compound = content[several[compound]], compound[several[compound]]
         used = np.zeros(len(self.snapshot.compounds), np.bool_)
         used[compound[merging[content]]] = True
         replay[content[used[compound]]] = True
@@ -210,7 +248,8 @@ class _Work:
         if len(rows):
             self.simple.shared += len(rows)
             self.simple.sharing += int(self.visits.counts[rows].sum()) - len(rows)
-            self.simple.merged.append((rows, np.ones(len(rows), np.int64), rows))
+            mapped = self.visits.counts[rows].astype(np.int64)
+            self.simple.merged.append((rows, np.ones(len(rows), np.int64), mapped, rows))
 
     def zero_pages(self, contents: Bool) -> None:
         """use_zero_pages: each mapping that is not blocked."""
@@ -225,7 +264,7 @@ class _Work:
         # Of those that stay, the first is in the unstable tree after each pass.
         left = np.zeros(len(frames), np.bool_)
         left[row[stays]] = True
-        simple.unshared += int(self.any_of(left[self.found.rows]).sum())
+        simple.unshared += int(self.any_of(left).sum())
         simple.positions, simple.stays = positions, stays
         if not stays.all():
             self._split(compound[~stays], positions[~stays])
@@ -238,30 +277,46 @@ class _Work:
         tree, the second becomes the KSM frame, the others find it. A frame that finds all
         nodes full and has no other to meet is left over.
         """
-        simple, counts = self.simple, self.visits.counts
-        first = self.visits.first(self.marked(contents))
-        rows, size = self.found.rows, self.size
+        simple = self.simple
+        wanted = self.marked(contents)
+        first = self.visits.first(wanted)
+        rows, size, mapped = self.found.rows, self.size, self.mapped
         if not contents.all():
-            rows, size = rows[self.of_frames(contents)], size[contents]
+            rows, size, mapped = rows[self.of_frames(contents)], size[contents], mapped[contents]
         if int(size.max()) > cap:
             rows, size = self._nodes(rows, size, first, cap)
-        starts = np.cumsum(size) - size
-        visit = first[rows]
-        earliest = np.minimum.reduceat(visit, starts)
-        is_head = visit == np.repeat(earliest, size)
-        heads = rows[is_head]
-        np.copyto(visit, len(self.snapshot.mappings), where=is_head)
-        met = np.minimum.reduceat(visit, starts)  # when the second frame meets the first
+            mapped = np.add.reduceat(
+                self.visits.counts[rows], np.cumsum(size) - size, dtype=np.int64
+            )
+        heads, met = self._first_two(rows, size, first)
         ksm = self.snapshot.mappings.frame[met]
-        simple.merged.append((rows, size, ksm))
+        simple.merged.append((rows, size, mapped, ksm))
         simple.shared += len(size)
-        simple.sharing += int(counts[rows].sum(dtype=np.int64)) - len(size)
-        if len(self.snapshot.compounds):
-            np.copyto(visit, np.repeat(met, size), where=is_head)  # both are touched then
-            self._split(self.snapshot.frames.compound[rows], visit)
+        simple.sharing += int(mapped.sum()) - len(size)
+        if self.inside.any():
+            tried = first[rows]
+            tried[rows == np.repeat(heads, size)] = met  # both are touched then
+            self._split(self.snapshot.frames.compound[rows], tried)
         simple.passes = max(simple.passes, self._passes(heads, ksm, met, first))
 
-    def _nodes(self, rows: U32, size: I64, first: I64, cap: int) -> tuple[U32, I64]:
+    def _first_two(self, rows: U32, size: I64, first: Positions) -> tuple[U32, I64]:
+        """(frame of each node that is visited first, when the second one is)."""
+        ends = np.cumsum(size)
+        heads, met, start = np.empty(len(size), np.uint32), np.empty(len(size), np.int64), 0
+        while start < len(size):
+            before = int(ends[start] - size[start])
+            end = max(int(np.searchsorted(ends, before + _BLOCK, side="right")), start + 1)
+            mine, many = rows[before : int(ends[end - 1])], size[start:end]
+            starts = ends[start:end] - many - before
+            visit = first.take(mine)
+            is_head = visit == np.repeat(np.minimum.reduceat(visit, starts), many)
+            heads[start:end] = mine[is_head]
+            visit[is_head] = np.iinfo(visit.dtype).max
+            met[start:end] = np.minimum.reduceat(visit, starts)
+            start = end
+        return heads, met
+
+    def _nodes(self, rows: U32, size: I64, first: Positions, cap: int) -> tuple[U32, I64]:
         """(frames, number of them) of each stable node, where contents fill several."""
         simple = self.simple
         big = size > cap
@@ -281,7 +336,7 @@ class _Work:
         simple.dups += int(dups[dups > 1].sum())
         return np.concatenate((rows[~of_big], mine)), np.concatenate((size[~big], length))
 
-    def _passes(self, heads: U32, seconds: U32, met: I64, first: I64) -> int:
+    def _passes(self, heads: U32, seconds: U32, met: I64, first: Positions) -> int:
         """Full scans until the first and second frames of these nodes have merged."""
         late = np.full(len(heads), 2, np.uint8)
         compound = self.snapshot.frames.compound
@@ -295,7 +350,7 @@ class _Work:
             late[shared] += self.visits.second(wanted, first)[heads[shared]] < met[shared]
         return int(late.max(initial=1))
 
-    def _split(self, compound: U32, at: I64) -> None:
+    def _split(self, compound: U32, at: Positions) -> None:
         """These compound pages are split in pass 2, at these positions."""
         inside = compound != NO_COMPOUND
         if not inside.any():
@@ -306,12 +361,16 @@ class _Work:
         self.simple.splits = list(zip(self.split_at[splits].tolist(), splits.tolist(), strict=True))
 
 
-def merged_frames(simple: Simple) -> tuple[U32, I64, U32]:
-    """(frames that merged, bounds of each stable node's, KSM frame of each)."""
-    parts = [(np.empty(0, np.uint32), np.empty(0, np.int64), np.empty(0, np.uint32))]
-    rows, size, ksm = zip(*(simple.merged or parts), strict=True)
-    bounds = np.concatenate(([0], np.cumsum(np.concatenate(size))))
-    return np.concatenate(rows), bounds, np.concatenate(ksm)
+def merged_nodes(simple: Simple) -> Nodes:
+    """All stable nodes."""
+    empty = np.empty(0, np.uint32), _none(), _none(), np.empty(0, np.uint32)
+    rows, size, mapped, ksm = zip(*(simple.merged or [empty]), strict=True)
+    bounds = np.concatenate(([0], np.cumsum(_joined(size))))
+    return Nodes(_joined(rows), bounds, _joined(ksm), _joined(mapped))
+
+
+def _joined(columns: tuple[NDArray[_Number], ...]) -> NDArray[_Number]:
+    return columns[0] if len(columns) == 1 else np.concatenate(columns)
 
 
 def told_kinds(simple: Simple, frame: U32) -> tuple[U8, I64]:

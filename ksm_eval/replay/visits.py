@@ -8,6 +8,7 @@ the mappings are gone through a block at a time.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from ksm_eval.snapshot import I64, U32, Snapshot, Vmas
 
 Bool = NDArray[np.bool_]
 F64 = NDArray[np.float64]
+Positions: TypeAlias = U32 | I64
 
 _BLOCK = 1 << 18  # mappings at a time: the temporaries stay in cache
 _SHARED = 4  # with fewer mappings a frame the prefix sums cost more than they save
@@ -39,8 +41,8 @@ class Visits:
         self.frame = snapshot.mappings.frame
         self.frames = len(snapshot.frames)
         self.vmas = snapshot.vmas
-        shared = len(self.frame) >= _SHARED * self.frames
-        self.runs = _runs(self.frame, self.vmas) if shared else None
+        self.shared = len(self.frame) >= _SHARED * self.frames
+        self.runs = _runs(self.frame, self.vmas) if self.shared else None
         self.counts = self._counts(snapshot)
         """Mappings of each frame, shape (F,)."""
 
@@ -53,16 +55,18 @@ class Visits:
             return change[:-1]
         return mappings_of(snapshot)
 
-    def first(self, wanted: Bool) -> I64:
+    def first(self, wanted: Bool) -> Positions:
         """Position of the first mapping of each wanted frame, shape (F,); of others anything."""
         return self._earliest(wanted, None)
 
-    def second(self, wanted: Bool, first: I64) -> I64:
+    def second(self, wanted: Bool, first: Positions) -> Positions:
         """Position of the second mapping of each wanted frame; they all have several."""
         return self._earliest(wanted, first)
 
-    def _earliest(self, wanted: Bool, after: I64 | None) -> I64:
-        found = np.empty(self.frames, np.int64)
+    def _earliest(self, wanted: Bool, after: Positions | None) -> Positions:
+        found: Positions = np.empty(self.frames, np.uint32)
+        if len(self.frame) >= 1 << 32:
+            found = np.empty(self.frames, np.int64)
         left, pending = int(np.count_nonzero(wanted)), wanted.copy()
         for start in range(0, len(self.frame), _BLOCK):
             block = self.frame[start : start + _BLOCK]
@@ -74,9 +78,10 @@ class Visits:
                 mine, where = mine[later], where[later]
             found[mine[::-1]] = where[::-1]  # of equal frames the last, so the first mapping, stays
             pending[mine] = False
-            left -= int(np.count_nonzero(found[mine] == where))
-            if not left:
-                break  # where processes forked, long before the last
+            if self.shared:
+                left -= int(np.count_nonzero(found[mine] == where))
+                if not left:
+                    break  # what comes is mapped since fork
         return found
 
     def marked(self, frames: Bool) -> I64:
