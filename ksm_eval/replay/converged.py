@@ -62,13 +62,15 @@ def predict(snapshot: Snapshot, settings: Settings) -> Prediction:
     selected processes (`Processes.observed`) are in ksm_zero_pages. Raises TargetError if
     the outcome depends on the order of contents and the snapshot does not tell it.
     """
-    visits = Visits(snapshot)
     replay: _Settled | None = None
     if poisoned(snapshot):
+        visits = Visits(snapshot)
         simple = Simple(np.zeros(len(snapshot.compounds), np.bool_))
         replay = _settle(Ksmd(snapshot, settings))
     else:
-        simple = classify(snapshot, settings, tell_apart(snapshot, settings), visits)
+        found = tell_apart(snapshot, settings)
+        visits = Visits(snapshot)
+        simple = classify(snapshot, settings, found, visits)
         if len(simple.replay):
             replay = _settle(Ksmd(snapshot, settings, simple.replay, simple.splits))
     placed = _placed(snapshot, simple, replay)
@@ -92,9 +94,7 @@ def predict(snapshot: Snapshot, settings: Settings) -> Prediction:
     of_vma = _told(vmas, placed)
     merging = of_vma[Kind.MERGED]
     if len(placed.nodes.frames):
-        merged = np.zeros(len(snapshot.frames), np.bool_)
-        merged[placed.nodes.frames] = True
-        merging = merging + visits.marked(merged)
+        merging = merging + visits.marked(placed.nodes.marked(len(snapshot.frames)))
     of_items = np.diff(vmas.offset) - of_vma[Kind.ZERO_PAGE] - of_vma[Kind.REMAPPED]
     zero = per_process(vmas, of_vma[Kind.ZERO_PAGE], count)
     zero += observed_zero_pages(snapshot.processes.observed, count)
@@ -112,7 +112,6 @@ def predict(snapshot: Snapshot, settings: Settings) -> Prediction:
             zero=int(zero.sum()),
         )
 
-    unreadable = has(snapshot.frames.flags, FrameFlag.UNREADABLE)
     return Prediction(
         counters=counters(unshared),
         skip_phase=counters(skip_unshared),
@@ -128,7 +127,7 @@ def predict(snapshot: Snapshot, settings: Settings) -> Prediction:
         passes=passes,
         settled=replay is None or replay.settled,
         replayed=0 if replay is None else len(replay.ksmd.positions),
-        unreadable=int(visits.counts[unreadable].sum()) if unreadable.any() else 0,
+        unreadable=int(visits.counts[has(snapshot.frames.flags, FrameFlag.UNREADABLE)].sum()),
         orphans=int(of_vma[Kind.ORPHAN].sum()),
         placed=placed,
     )

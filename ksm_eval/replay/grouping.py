@@ -138,7 +138,7 @@ def _checked(rows: U32, starts: I64, values: U64, also: U16 | None) -> tuple[U32
 
 def _differs(rows: U32, values: U64, also: U16 | None) -> NDArray[np.bool_]:
     """Whether each row but the first has another value than the one before it."""
-    mine = values[rows]
+    mine = values.take(rows)
     found: NDArray[np.bool_] = mine[1:] != mine[:-1]
     if also is not None:
         second = also[rows]

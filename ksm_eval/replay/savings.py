@@ -35,6 +35,12 @@ class Nodes:
     ksm: U32  # frame of each node, one of its own
     mappings: I64  # of each node
 
+    def marked(self, frames: int) -> NDArray[np.bool_]:
+        """Frames that merge, shape (F,)."""
+        found = np.zeros(frames, np.bool_)
+        found[self.frames] = True
+        return found
+
 
 @dataclass(frozen=True)
 class Placed:

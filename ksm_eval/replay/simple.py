@@ -65,21 +65,12 @@ def classify(snapshot: Snapshot, settings: Settings, found: Contents, visits: Vi
     split one PMD at a time.
     """
     work = _Work(snapshot, found, visits)
-    simple, any_of, all_of = work.simple, work.any_of, work.all_of
+    simple = work.simple
     simple.unshared = found.plain
     if len(found.rows):
-        flags = snapshot.frames.flags
-        ksm, zero = has(flags, FrameFlag.KSM), has(flags, FrameFlag.ZERO)
-        unsplittable = work.unsplittable()
-        stuck, partly = unsplittable, unsplittable
-        if work.blocked_mappings is not None:
-            blocked = np.bincount(
-                snapshot.mappings.frame[work.blocked_mappings != 0], minlength=len(flags)
-            )
-            stuck = stuck | (blocked >= visits.counts) & (blocked > 0)
-            partly = partly | (blocked > 0)
-        has_ksm, all_ksm = any_of(ksm), all_of(ksm)
-        has_blocked, all_blocked = any_of(partly), all_of(stuck)
+        facts = work.facts()
+        has_ksm, all_ksm = facts.has_ksm, facts.all_ksm
+        has_blocked, all_blocked = facts.has_blocked, facts.all_blocked
         mapped = work.mapped
         forked = mapped > work.size
         above_cap = mapped > settings.max_page_sharing
@@ -88,9 +79,9 @@ def classify(snapshot: Snapshot, settings: Settings, found: Contents, visits: Vi
         replay = has_ksm & ~all_ksm
         to_zero = np.zeros(len(work.size), np.bool_)
         if settings.use_zero_pages:
-            to_zero = any_of(zero) & ~has_ksm
+            to_zero = facts.zero & ~has_ksm
         if rules.zero_remap_at_split:
-            replay |= any_of(zero & work.inside & ~unsplittable) & ~all_ksm
+            replay |= facts.zero_in_compound & ~all_ksm
         several = work.size > 1
         merging = several & ~has_ksm & ~has_blocked & ~to_zero
         replay |= several & ~has_ksm & has_blocked & ~all_blocked & ~to_zero
@@ -114,13 +105,25 @@ def classify(snapshot: Snapshot, settings: Settings, found: Contents, visits: Vi
         simple.dups += int(dups[dups > 1].sum())
         if adopted.any():
             rows = found.rows[work.of_frames(adopted)]
-            work.adopt_ksm(rows[ksm[rows]])
+            work.adopt_ksm(rows)
         if to_zero.any():
             work.zero_pages(to_zero)
     if found.unreadable:
         unread = np.uint8(FrameFlag.UNREADABLE | FrameFlag.KSM)
         work.adopt_ksm(np.flatnonzero((snapshot.frames.flags & unread) == unread).astype(np.uint32))
     return simple
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """Of each content, shape (C,)."""
+
+    has_ksm: Bool
+    all_ksm: Bool
+    zero: Bool
+    zero_in_compound: Bool  # that can be split
+    has_blocked: Bool  # a mapping that cannot be merged
+    all_blocked: Bool  # none that can
 
 
 class _Work:
@@ -137,7 +140,6 @@ class _Work:
         """Mappings of each content."""
         for at, rows, starts in self._blocks():
             np.add.reduceat(visits.counts.take(rows), starts, dtype=np.int64, out=self.mapped[at])
-        self.inside = in_compound(snapshot)
         self.blocked_mappings = blocked_mappings(snapshot)
         self.split_at = np.full(len(snapshot.compounds), len(snapshot.mappings), np.int64)
         """When each compound is split, in the second pass; len(mappings): never."""
@@ -169,21 +171,42 @@ class _Work:
         """Contents with such frames only; shape (F,) to (C,)."""
         return self._reduced(np.logical_and, frames)
 
-    def unsplittable(self) -> Bool:
-        """Frames of compound pages that cannot be split, shape (F,)."""
-        found = np.zeros(len(self.inside), np.bool_)
-        if self.snapshot.compounds.pinned.any():
-            index = np.flatnonzero(self.inside)
-            found[index] = self.snapshot.compounds.pinned[self.snapshot.frames.compound[index]]
-        return found
+    def facts(self) -> _Facts:
+        """What the frames of each content are."""
+        snapshot = self.snapshot
+        frames, compounds = snapshot.frames, snapshot.compounds
+        ksm, zero = has(frames.flags, FrameFlag.KSM), has(frames.flags, FrameFlag.ZERO)
+        has_ksm, all_ksm, any_zero = self.any_of(ksm), self.all_of(ksm), self.any_of(zero)
+        del ksm
+        blocked = np.zeros(len(frames), np.bool_)
+        stuck = blocked
+        if compounds.pinned.any():
+            index = np.flatnonzero(in_compound(snapshot))
+            blocked[index] = compounds.pinned[frames.compound[index]]
+        zero &= ~blocked
+        if zero.any():
+            zero &= in_compound(snapshot)
+        if self.blocked_mappings is not None:
+            of_mappings = snapshot.mappings.frame[self.blocked_mappings != 0]
+            count = np.bincount(of_mappings, minlength=len(frames))
+            stuck = blocked | (count > 0) & (count >= self.visits.counts)
+            blocked = blocked | (count > 0)
+        return _Facts(
+            has_ksm=has_ksm,
+            all_ksm=all_ksm,
+            zero=any_zero,
+            zero_in_compound=self.any_of(zero),
+            has_blocked=self.any_of(blocked),
+            all_blocked=self.all_of(stuck),
+        )
 
     def compounds_of(self, contents: Bool) -> tuple[I64, U32]:
         """(content, compound) of the frames of these contents that are in a compound page."""
-        mine = self.of_frames(contents)
-        index = np.flatnonzero(mine)
-        index = index[self.inside[self.found.rows[index]]]
-        content = np.searchsorted(self.found.bounds, index, side="right") - 1
-        return content, self.snapshot.frames.compound[self.found.rows[index]]
+        index = np.flatnonzero(self.of_frames(contents))
+        compound = self.snapshot.frames.compound[self.found.rows[index]]
+        inside = compound != NO_COMPOUND
+        content = np.searchsorted(self.found.bounds, index[inside], side="right") - 1
+        return content, compound[inside]
 
     def of_frames(self, contents: Bool) -> Bool:
         """Frames of these contents, shape (K,)."""
@@ -203,7 +226,7 @@ class _Work:
         one, and if the order decides which mapping is left over.
         """
         found = np.zeros(len(self.size), np.bool_)
-        if not self.inside.any():
+        if not len(self.snapshot.compounds):
             return found
         outside = self.snapshot.frames.mapcount > self.visits.counts
         touched = merging & (above_cap | self.any_of(outside))
@@ -227,7 +250,7 @@ class _Work:
         if (self.visits.counts[mine] > 1).any():
             found = self.any_of(mine)
             split = np.zeros(len(self.snapshot.compounds), np.bool_)
-            split[self.snapshot.frames.compound[locked & self.inside]] = True
+            split[self.snapshot.frames.compound[locked & in_compound(self.snapshot)]] = True
             content, compound = self.compounds_of(merging)
             found[content[split[compound]]] = True
         return found
@@ -278,8 +301,7 @@ class _Work:
         nodes full and has no other to meet is left over.
         """
         simple = self.simple
-        wanted = self.marked(contents)
-        first = self.visits.first(wanted)
+        first = self.visits.first(self.marked(contents))
         rows, size, mapped = self.found.rows, self.size, self.mapped
         if not contents.all():
             rows, size, mapped = rows[self.of_frames(contents)], size[contents], mapped[contents]
@@ -293,7 +315,7 @@ class _Work:
         simple.merged.append((rows, size, mapped, ksm))
         simple.shared += len(size)
         simple.sharing += int(mapped.sum()) - len(size)
-        if self.inside.any():
+        if len(self.snapshot.compounds):
             tried = first[rows]
             tried[rows == np.repeat(heads, size)] = met  # both are touched then
             self._split(self.snapshot.frames.compound[rows], tried)
@@ -340,8 +362,9 @@ class _Work:
         """Full scans until the first and second frames of these nodes have merged."""
         late = np.full(len(heads), 2, np.uint8)
         compound = self.snapshot.frames.compound
-        both = compound[heads]
-        late += (both != NO_COMPOUND) & (both == compound[seconds])  # see in_doubt()
+        if len(self.snapshot.compounds):
+            both = compound[heads]
+            late += (both != NO_COMPOUND) & (both == compound[seconds])  # see in_doubt()
         shared = self.visits.counts[heads] > 1
         if shared.any():
             # Other mappings of the first frame, visited before the second frame, wait.
