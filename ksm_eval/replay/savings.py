@@ -145,20 +145,23 @@ def _outside(snapshot: Snapshot, counts: U32, rows: U32 | I64) -> I64:
 
 def _merge(snapshot: Snapshot, counts: U32, nodes: Nodes, share: F64) -> int:
     """Frames freed by those that merge as a whole; `share` becomes what it is afterwards."""
-    mapped = snapshot.meta.page_size / (nodes.mappings + _outside(snapshot, counts, nodes.ksm))
     kept = np.zeros(len(counts), np.bool_)  # by somebody outside, or as the KSM frame
     for start in range(0, len(counts), _BLOCK):
         at = slice(start, start + _BLOCK)
         np.greater(snapshot.frames.mapcount[at], counts[at], out=kept[at])
-    kept[nodes.ksm] = True
-    freed, start = 0, 0
+    mappings, strangers = nodes.mappings, bool(kept.any())
+    if strangers:
+        mappings = mappings + _outside(snapshot, counts, nodes.ksm)
+        kept[nodes.ksm] = True
+    mapped = snapshot.meta.page_size / mappings
+    freed, start = 0 if strangers else -len(mapped), 0
     while start < len(mapped):
         first = nodes.bounds[start]
         end = int(np.searchsorted(nodes.bounds, first + _BLOCK, side="right")) - 1
         end = max(end, start + 1)
         rows = nodes.frames[first : nodes.bounds[end]]
         share[rows] = np.repeat(mapped[start:end], np.diff(nodes.bounds[start : end + 1]))
-        freed += len(rows) - int(np.count_nonzero(kept.take(rows)))
+        freed += len(rows) - (int(np.count_nonzero(kept.take(rows))) if strangers else 0)
         start = end
     return freed
 

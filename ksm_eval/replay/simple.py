@@ -319,7 +319,7 @@ class _Work:
             tried = first[rows]
             tried[rows == np.repeat(heads, size)] = met  # both are touched then
             self._split(self.snapshot.frames.compound[rows], tried)
-        simple.passes = max(simple.passes, self._passes(heads, ksm, met, first))
+        simple.passes = max(simple.passes, self._passes(heads, ksm, met, first, mapped > size))
 
     def _first_two(self, rows: U32, size: I64, first: Positions) -> tuple[U32, I64]:
         """(frame of each node that is visited first, when the second one is)."""
@@ -358,15 +358,16 @@ class _Work:
         simple.dups += int(dups[dups > 1].sum())
         return np.concatenate((rows[~of_big], mine)), np.concatenate((size[~big], length))
 
-    def _passes(self, heads: U32, seconds: U32, met: I64, first: Positions) -> int:
+    def _passes(self, heads: U32, seconds: U32, met: I64, first: Positions, forked: Bool) -> int:
         """Full scans until the first and second frames of these nodes have merged."""
         late = np.full(len(heads), 2, np.uint8)
         compound = self.snapshot.frames.compound
         if len(self.snapshot.compounds):
             both = compound[heads]
             late += (both != NO_COMPOUND) & (both == compound[seconds])  # see in_doubt()
-        shared = self.visits.counts[heads] > 1
-        if shared.any():
+        shared = np.flatnonzero(forked)
+        shared = shared[self.visits.counts[heads[shared]] > 1]
+        if len(shared):
             # Other mappings of the first frame, visited before the second frame, wait.
             wanted = np.zeros(len(self.snapshot.frames), np.bool_)
             wanted[heads[shared]] = True
