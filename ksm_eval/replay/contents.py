@@ -51,6 +51,11 @@ def mappings_of(snapshot: Snapshot) -> U32:
     return found
 
 
+def any_frame(snapshot: Snapshot, flag: FrameFlag) -> bool:
+    """Whether a frame has this flag: most snapshots have few of them, and no table is needed."""
+    return bool(np.bitwise_or.reduce(snapshot.frames.flags, initial=0) & flag)
+
+
 def in_compound(snapshot: Snapshot) -> NDArray[np.bool_]:
     """Frames of a compound page, shape (F,)."""
     found: NDArray[np.bool_] = snapshot.frames.compound != NO_COMPOUND
@@ -92,9 +97,9 @@ def blocked_mappings(snapshot: Snapshot) -> U8 | None:
     extra references cannot be split, and one that could be split had none.
     """
     frames, mappings = snapshot.frames, snapshot.mappings
-    pinned = has(frames.flags, FrameFlag.PINNED)
-    if pinned.any():
-        pinned &= ~in_compound(snapshot)
+    if not any_frame(snapshot, FrameFlag.PINNED):
+        return None
+    pinned = has(frames.flags, FrameFlag.PINNED) & ~in_compound(snapshot)
     if not pinned.any():
         return None
     blocked: U8 = (checked_mappings(snapshot) & pinned[mappings.frame]).astype(np.uint8)

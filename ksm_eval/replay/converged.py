@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ksm_eval.replay.contents import Kind, poisoned
+from ksm_eval.replay.contents import Kind, any_frame, poisoned
 from ksm_eval.replay.counters import (
     Counters,
     ProcessCounters,
@@ -127,10 +127,16 @@ def predict(snapshot: Snapshot, settings: Settings) -> Prediction:
         passes=passes,
         settled=replay is None or replay.settled,
         replayed=0 if replay is None else len(replay.ksmd.positions),
-        unreadable=int(visits.counts[has(snapshot.frames.flags, FrameFlag.UNREADABLE)].sum()),
+        unreadable=_unreadable(snapshot, visits),
         orphans=int(of_vma[Kind.ORPHAN].sum()),
         placed=placed,
     )
+
+
+def _unreadable(snapshot: Snapshot, visits: Visits) -> int:
+    if not any_frame(snapshot, FrameFlag.UNREADABLE):
+        return 0
+    return int(visits.counts[has(snapshot.frames.flags, FrameFlag.UNREADABLE)].sum())
 
 
 def _placed(snapshot: Snapshot, simple: Simple, replay: _Settled | None) -> Placed:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ksm_eval.replay.contents import in_compound
+from ksm_eval.replay.contents import any_frame, in_compound
 from ksm_eval.replay.grouping import equals
 from ksm_eval.replay.rules import Settings
 from ksm_eval.snapshot import I64, U16, U32, FrameFlag, Snapshot, has
@@ -31,16 +31,20 @@ class Contents:
 def tell_apart(snapshot: Snapshot, settings: Settings) -> Contents:
     """Find equal frames: equal content, equal tree and bytes."""
     frames = snapshot.frames
-    hidden = has(frames.flags, FrameFlag.UNREADABLE)
-    unreadable = int(np.count_nonzero(hidden))
-    some = np.flatnonzero(~hidden).astype(np.uint32) if unreadable else None
+    some, unreadable = None, 0
+    if any_frame(snapshot, FrameFlag.UNREADABLE):
+        some = np.flatnonzero(~has(frames.flags, FrameFlag.UNREADABLE)).astype(np.uint32)
+        unreadable = len(frames) - len(some)
     rows, bounds = equals(frames.hash, some, nodes(snapshot, settings.merge_across_nodes))
-    alone = (frames.flags & np.uint8(FrameFlag.KSM | FrameFlag.ZERO)) != 0
-    if snapshot.meta.rules.pmd_at_a_time:  # any page of a THP may tell who maps it
-        alone |= in_compound(snapshot)
-    if alone.any():
+    # Of a THP that is split one PMD at a time, any page may tell who maps it.
+    of_thps = snapshot.meta.rules.pmd_at_a_time and len(snapshot.compounds) > 0
+    if of_thps or any_frame(snapshot, FrameFlag.KSM | FrameFlag.ZERO):
+        alone = has(frames.flags, FrameFlag.KSM | FrameFlag.ZERO)
+        if of_thps:
+            alone |= in_compound(snapshot)
         alone[rows] = False
-        more = np.flatnonzero(alone & ~hidden)
+        alone &= ~has(frames.flags, FrameFlag.UNREADABLE)
+        more = np.flatnonzero(alone)
         bounds = np.append(bounds, bounds[-1] + 1 + np.arange(len(more)))
         rows = np.append(rows, more.astype(np.uint32))
     return Contents(rows, bounds, unreadable, len(frames) - unreadable - len(rows))

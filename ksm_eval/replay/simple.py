@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ksm_eval.replay.contents import (
     ZERO_PAGE,
     Kind,
+    any_frame,
     blocked_mappings,
     in_compound,
     locked_frames,
@@ -156,18 +157,18 @@ class _Work:
             yield slice(start, end), rows, bounds[start:end] - bounds[start]
             start = end
 
-    def _reduced(self, by: np.ufunc, frames: Bool) -> Bool:
+    def _reduced(self, by: np.ufunc, frames: Bool | None) -> Bool:
         found = np.zeros(len(self.size), np.bool_)
-        if frames.any():
+        if frames is not None and frames.any():
             for at, rows, starts in self._blocks():
                 by.reduceat(frames.take(rows), starts, out=found[at])
         return found
 
-    def any_of(self, frames: Bool) -> Bool:
-        """Contents with such a frame; shape (F,) to (C,)."""
+    def any_of(self, frames: Bool | None) -> Bool:
+        """Contents with such a frame; shape (F,) to (C,). None: there is no such frame."""
         return self._reduced(np.logical_or, frames)
 
-    def all_of(self, frames: Bool) -> Bool:
+    def all_of(self, frames: Bool | None) -> Bool:
         """Contents with such frames only; shape (F,) to (C,)."""
         return self._reduced(np.logical_and, frames)
 
@@ -175,30 +176,36 @@ class _Work:
         """What the frames of each content are."""
         snapshot = self.snapshot
         frames, compounds = snapshot.frames, snapshot.compounds
-        ksm, zero = has(frames.flags, FrameFlag.KSM), has(frames.flags, FrameFlag.ZERO)
-        has_ksm, all_ksm, any_zero = self.any_of(ksm), self.all_of(ksm), self.any_of(zero)
-        del ksm
-        blocked = np.zeros(len(frames), np.bool_)
-        stuck = blocked
+        ksm = self._flagged(FrameFlag.KSM)
+        zero = zero_in_compound = self._flagged(FrameFlag.ZERO)
+        blocked: Bool | None = None
         if compounds.pinned.any():
+            blocked = np.zeros(len(frames), np.bool_)
             index = np.flatnonzero(in_compound(snapshot))
             blocked[index] = compounds.pinned[frames.compound[index]]
-        zero &= ~blocked
-        if zero.any():
-            zero &= in_compound(snapshot)
+        if zero is not None:
+            zero_in_compound = zero & in_compound(snapshot)
+            if blocked is not None:
+                zero_in_compound &= ~blocked
+        stuck = blocked
         if self.blocked_mappings is not None:
             of_mappings = snapshot.mappings.frame[self.blocked_mappings != 0]
             count = np.bincount(of_mappings, minlength=len(frames))
-            stuck = blocked | (count > 0) & (count >= self.visits.counts)
-            blocked = blocked | (count > 0)
+            some, every = count > 0, (count > 0) & (count >= self.visits.counts)
+            stuck = every if blocked is None else blocked | every
+            blocked = some if blocked is None else blocked | some
         return _Facts(
-            has_ksm=has_ksm,
-            all_ksm=all_ksm,
-            zero=any_zero,
-            zero_in_compound=self.any_of(zero),
+            has_ksm=self.any_of(ksm),
+            all_ksm=self.all_of(ksm),
+            zero=self.any_of(zero),
+            zero_in_compound=self.any_of(zero_in_compound),
             has_blocked=self.any_of(blocked),
             all_blocked=self.all_of(stuck),
         )
+
+    def _flagged(self, flag: FrameFlag) -> Bool | None:
+        found = any_frame(self.snapshot, flag)
+        return has(self.snapshot.frames.flags, flag) if found else None
 
     def compounds_of(self, contents: Bool) -> tuple[I64, U32]:
         """(content, compound) of the frames of these contents that are in a compound page."""
