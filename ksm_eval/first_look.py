@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import xxhash
 
-from ksm_eval.replay.grouping import may_repeat
+from ksm_eval.replay.grouping import equals
 from ksm_eval.snapshot import U64, Pfns
 from ksm_eval.sweep import Sweep
 from ksm_eval.target import Target
@@ -29,7 +29,7 @@ def sweep_what_may_repeat(
     words = target.look(pfns) if len(pfns) >= WORTH_IT else None
     if words is None:
         return sweep(pfns)
-    rows = np.flatnonzero(may_repeat(words) | (words == 0))
+    rows = np.union1d(equals(words)[0], np.flatnonzero(words == 0))
     if len(rows) >= MOST * len(pfns):
         return sweep(pfns)
     swept = sweep(pfns[rows])

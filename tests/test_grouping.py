@@ -1,6 +1,8 @@
-"""Equal numbers among many, against numpy's own sort of rows."""
+"""Equal numbers among many, against a dictionary."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -8,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ksm_eval.collect import _distinct
-from ksm_eval.replay.grouping import may_repeat, numbered
-from ksm_eval.snapshot import U64
+from ksm_eval.replay import grouping
+from ksm_eval.replay.grouping import equals, numbered
+from ksm_eval.snapshot import U16, U32, U64
 from ksm_eval.tables import table_fits
 
-# Few values, so that they repeat; some that differ in high bits only, which the tables do not see.
+# Few values, so that they repeat; some that differ in low bits only, which the words do not have.
 VALUES = st.lists(
     st.one_of(
         st.integers(0, 5),
@@ -24,18 +27,42 @@ VALUES = st.lists(
 ).map(lambda found: np.array(found, np.uint64))
 
 
-def check(values: U64) -> None:
-    _, expected, counts = np.unique(values, return_inverse=True, return_counts=True)
-    number, size = numbered(values)
-    assert number.tolist() == expected.tolist()
-    assert size.tolist() == counts.tolist()
-    repeated = counts[expected] > 1
-    assert may_repeat(values)[repeated].all()
+def check(values: U64, rows: U32 | None = None, also: U16 | None = None) -> None:
+    """Against a dictionary of lists."""
+    by_value: dict[tuple[int, int], list[int]] = {}
+    for row in range(len(values)) if rows is None else rows.tolist():
+        by_value.setdefault((values[row], 0 if also is None else also[row]), []).append(row)
+    found, bounds = equals(values, rows, also)
+    groups = [found[a:b].tolist() for a, b in pairwise(bounds.tolist())]
+    assert sorted(groups) == sorted(group for group in by_value.values() if len(group) > 1)
+    if rows is None:
+        number = numbered(values, also).tolist()
+        assert len(set(number)) == len(by_value)
+        assert all(len({number[row] for row in group}) == 1 for group in by_value.values())
 
 
-@given(values=VALUES)
-def test_any_numbers(values: U64) -> None:
+@given(values=VALUES, data=st.data())
+def test_any_numbers(values: U64, data: st.DataObject) -> None:
     check(values)
+    which = data.draw(st.lists(st.booleans(), min_size=len(values), max_size=len(values)))
+    check(values, np.flatnonzero(np.array(which, np.bool_)).astype(np.uint32))
+    node = st.lists(st.integers(0, 2), min_size=len(values), max_size=len(values))
+    also = np.array(data.draw(node), np.uint16)
+    check(values, None, also)
+    # A value that differs by what `also` adds to the key of another.
+    spread = values + np.array([0, 1, 2], np.uint64)[also] * grouping._SPREAD
+    check(np.append(values, spread), None, np.append(also, also * np.uint16(0)))
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 7])
+def test_blocks_meet(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A value's rows are found wherever the blocks end."""
+    monkeypatch.setattr(grouping, "_BLOCK", block)
+    monkeypatch.setattr(grouping, "_SMALL", 4)
+    draw = np.random.default_rng(5)
+    for size in range(24):
+        check(draw.integers(0, 6, size, dtype=np.uint64) << np.uint64(58))
+        check(draw.integers(0, 2**64, 3, dtype=np.uint64)[draw.integers(0, 3, size)])
 
 
 @pytest.mark.parametrize("shift", [0, 40])
@@ -44,12 +71,8 @@ def test_many_hashes(shift: int) -> None:
     draw = np.random.default_rng(3)
     values = draw.integers(0, 2**64, 300_000, dtype=np.uint64)
     values[::6] = draw.choice(values[1::6], 50_000)
-    values = (values >> np.uint64(shift)) << np.uint64(shift)  # no low bits: slower, and right
+    values = values >> np.uint64(shift)  # no high bits: slower, and right
     check(values)
-    if not shift:
-        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-        wrong = may_repeat(values) & (counts[inverse] == 1)
-        assert wrong.sum() < 0.05 * len(values)  # few are kept in vain
 
 
 @pytest.mark.parametrize("stray", [0, 1 << 25, 1 << 40])

@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
-import pytest
 from hypothesis import HealthCheck, given, settings
 
-from ksm_eval.replay import plain
 from ksm_eval.replay.contents import Kind
 from ksm_eval.replay.converged import FIRST_PASS, PERIOD, predict
 from ksm_eval.replay.counters import Counters
 from ksm_eval.replay.ksmd import Replay, simulate
 from ksm_eval.replay.passes import simulate_passes
 from ksm_eval.replay.rules import Settings
-from ksm_eval.replay.savings import savings
 from ksm_eval.snapshot import Snapshot
+from tests.savings import simple_savings
 from tests.snapshots import settings as ksm_settings
 from tests.snapshots import snapshots
 
 EXAMPLES = int(os.environ.get("KSM_EVAL_EXAMPLES", "1000"))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def always_divided() -> Iterator[None]:
-    """Plain pages are taken out however few they are."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plain, "_WORTH", 0.0)
-        yield
 
 
 def without_progress(counters: Counters) -> Counters:
@@ -93,11 +82,11 @@ def check(snapshot: Snapshot, ksm: Settings) -> None:
         assert (ours is None) == (theirs is None)
         if ours is not None:
             assert ours.tolist() == theirs.tolist(), name
-    whole = prediction.divided.outcome(prediction.outcome)
+    whole = prediction.placed.outcome(snapshot)
     assert whole.kind.tolist() == replay.outcome.kind.tolist()
     assert whole.split.tolist() == replay.outcome.split.tolist()
     items = prediction.counters.ksm_rmap_items
-    exact = savings(snapshot, replay.outcome, items, prediction.stable_nodes)
+    exact = simple_savings(snapshot, replay.outcome, items, prediction.stable_nodes)
     for name, value in vars(exact).items():
         assert np.allclose(value, getattr(prediction.savings, name)), name
     bulk = simulate_passes(snapshot, ksm, len(replay.passes))

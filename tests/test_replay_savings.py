@@ -72,7 +72,7 @@ def test_a_frame_mapped_outside_the_selection_is_not_freed() -> None:
     assert prediction.counters.pages_sharing == 2
     assert prediction.savings.frames_freed == 1
     # The second visited is the KSM frame: the third stays for the stranger.
-    assert prediction.outcome.frame.tolist() == [1, 1, 1]
+    assert prediction.placed.nodes.ksm.tolist() == [1]
     # Were it the second, it would be the KSM frame, and both others free.
     builder.outside = {0: 0, 1: 1, 2: 0}
     swapped = predict(builder.build(), Settings())
@@ -166,4 +166,4 @@ def test_a_late_split_takes_the_zero_pages_of_settled_contents_too() -> None:
     assert (prediction.counters.pages_shared, prediction.counters.pages_sharing) == (2, 2)
     assert prediction.savings.thp_zero == 1
     assert prediction.counters.ksm_rmap_items == 6
-    assert prediction.outcome.split.tolist() == [True]
+    assert prediction.placed.told.split.tolist() == [True]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ksm_eval.errors import TargetError
 from ksm_eval.replay.grouping import numbered
-from ksm_eval.snapshot import I64, NO_COMPOUND, U8, FrameFlag, MappingFlag, Snapshot, has
+from ksm_eval.snapshot import I64, NO_COMPOUND, U8, U32, FrameFlag, MappingFlag, Snapshot, has
 
 VM_LOCKED = 0x2000
 """include/linux/mm.h: the VMA is mlocked. No zero page is mapped there at a THP split, and
@@ -30,45 +30,30 @@ class Kind(IntEnum):
     ORPHAN = 4  # maps a KSM frame without a stable node: a merge was undone (ksm-kernels 2.2)
 
 
-def contents(snapshot: Snapshot, across_nodes: bool) -> tuple[I64, I64]:
-    """(content of each frame, frames of each content): equal number, equal tree and bytes.
+def contents(snapshot: Snapshot, rows: I64, across_nodes: bool) -> I64:
+    """Content of each of these frames: equal number, equal tree and bytes.
 
-    Contents are numbered from 0 in no meaningful order; unreadable frames are -1.
-    Shape (F,) and (number of contents,).
+    Numbered from 0 in no meaningful order; unreadable frames are -1.
     """
     frames = snapshot.frames
-    readable = ~has(frames.flags, FrameFlag.UNREADABLE)
-    found, size = numbered(frames.hash[readable])
-    if not across_nodes:
-        node = frames.node[readable].astype(np.int64)
-        nodes = int(node.max(initial=0)) + 1
-        found, size = numbered((found * nodes + node).astype(np.uint64))
-    number = np.full(len(frames), -1, np.int64)
-    number[readable] = found
-    return number, size
+    also = None if across_nodes else frames.node[rows]
+    number = numbered(frames.hash[rows], also).astype(np.int64)
+    number[has(frames.flags[rows], FrameFlag.UNREADABLE)] = -1
+    return number
 
 
-def mappings_of(snapshot: Snapshot) -> I64:
+def mappings_of(snapshot: Snapshot) -> U32:
     """How many selected mappings each frame has, shape (F,)."""
-    return np.bincount(snapshot.mappings.frame, minlength=len(snapshot.frames))
-
-
-def first_visits(snapshot: Snapshot, after: I64 | None = None) -> I64:
-    """Position of the first mapping of each frame in scan order, shape (F,).
-
-    `after`: of the first behind these positions; len(mappings) if there is none.
-    """
-    frame = snapshot.mappings.frame
-    found = np.full(len(snapshot.frames), len(frame), np.int64)
-    block = 1 << 18  # keeps the temporaries in cache
-    for start in range(len(frame) // block * block, -1, -block):
-        rows = frame[start : start + block][::-1]
-        positions = np.arange(start + len(rows) - 1, start - 1, -1)
-        if after is not None:
-            later = positions > after[rows]
-            rows, positions = rows[later], positions[later]
-        found[rows] = positions  # of equal rows the last, so the first mapping, stays
+    found, block = np.zeros(len(snapshot.frames), np.uint32), 1 << 18
+    for start in range(0, len(snapshot.mappings), block):
+        rows = snapshot.mappings.frame[start : start + block].astype(np.intp)
+        np.add.at(found, rows, np.uint32(1))
     return found
+
+
+def any_frame(snapshot: Snapshot, flag: FrameFlag) -> bool:
+    """Whether a frame has this flag: most snapshots have few of them, and no table is needed."""
+    return bool(np.bitwise_or.reduce(snapshot.frames.flags, initial=0) & flag)
 
 
 def in_compound(snapshot: Snapshot) -> NDArray[np.bool_]:
@@ -92,6 +77,18 @@ def locked_mappings(snapshot: Snapshot) -> NDArray[np.bool_]:
     return np.repeat((vmas.flags & np.uint64(VM_LOCKED)) != 0, np.diff(vmas.offset))
 
 
+def locked_frames(snapshot: Snapshot) -> NDArray[np.bool_] | None:
+    """Frames with a mapping in a VM_LOCKED VMA, shape (F,); None if there is none."""
+    vmas = snapshot.vmas
+    locked = (vmas.flags & np.uint64(VM_LOCKED)) != 0
+    if not locked.any():
+        return None
+    found = np.zeros(len(snapshot.frames), np.bool_)
+    for start, end in zip(vmas.offset[:-1][locked], vmas.offset[1:][locked], strict=True):
+        found[snapshot.mappings.frame[start:end]] = True
+    return found
+
+
 def blocked_mappings(snapshot: Snapshot) -> U8 | None:
     """1 for each mapping write_protect_page() refuses, shape (M,); None if there is none.
 
@@ -100,7 +97,9 @@ def blocked_mappings(snapshot: Snapshot) -> U8 | None:
     extra references cannot be split, and one that could be split had none.
     """
     frames, mappings = snapshot.frames, snapshot.mappings
-    pinned = ((frames.flags & FrameFlag.PINNED) != 0) & ~in_compound(snapshot)
+    if not any_frame(snapshot, FrameFlag.PINNED):
+        return None
+    pinned = has(frames.flags, FrameFlag.PINNED) & ~in_compound(snapshot)
     if not pinned.any():
         return None
     blocked: U8 = (checked_mappings(snapshot) & pinned[mappings.frame]).astype(np.uint8)

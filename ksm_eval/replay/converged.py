@@ -11,23 +11,23 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ksm_eval.replay.contents import Kind, poisoned
+from ksm_eval.replay.contents import Kind, any_frame, poisoned
 from ksm_eval.replay.counters import (
     Counters,
     ProcessCounters,
     observed_zero_pages,
     per_process,
-    per_vma,
     process_counters,
     system_counters,
 )
 from ksm_eval.replay.ksmd import Ksmd
-from ksm_eval.replay.plain import Divided, divide
+from ksm_eval.replay.plain import tell_apart
 from ksm_eval.replay.rules import Settings
-from ksm_eval.replay.savings import Outcome, Savings, savings
-from ksm_eval.replay.simple import classify
+from ksm_eval.replay.savings import Outcome, Placed, Savings, savings, vma_of
+from ksm_eval.replay.simple import Simple, classify, merged_nodes, told_kinds
 from ksm_eval.replay.state import FREED, STABLE, UNSTABLE
-from ksm_eval.snapshot import I64, FrameFlag, Snapshot
+from ksm_eval.replay.visits import Visits
+from ksm_eval.snapshot import I64, FrameFlag, Snapshot, Vmas, has
 
 FIRST_PASS = 41
 """After this pass old pages have just been visited, as after each 9th later: with smart
@@ -52,8 +52,7 @@ class Prediction:
     replayed: int  # mappings that needed a replay
     unreadable: int  # mappings of frames that could not be read: in pages_volatile
     orphans: int  # mappings of KSM frames without a stable node: merges undone
-    outcome: Outcome  # of the mappings of divided.rest
-    divided: Divided
+    placed: Placed
 
 
 def predict(snapshot: Snapshot, settings: Settings) -> Prediction:
@@ -63,27 +62,26 @@ def predict(snapshot: Snapshot, settings: Settings) -> Prediction:
     selected processes (`Processes.observed`) are in ksm_zero_pages. Raises TargetError if
     the outcome depends on the order of contents and the snapshot does not tell it.
     """
-    divided = divide(snapshot)
-    rest = divided.rest
-    simple = classify(rest, settings)
     replay: _Settled | None = None
-    if poisoned(rest):
-        simple = simple.nothing()
-        replay = _settle(Ksmd(rest, settings))
-    elif len(simple.replay):
-        replay = _settle(Ksmd(rest, settings, simple.replay, simple.splits))
-    kind, frame, split = simple.kind, simple.frame, simple.split
+    if poisoned(snapshot):
+        visits = Visits(snapshot)
+        simple = Simple(np.zeros(len(snapshot.compounds), np.bool_))
+        replay = _settle(Ksmd(snapshot, settings))
+    else:
+        found = tell_apart(snapshot, settings)
+        visits = Visits(snapshot)
+        simple = classify(snapshot, settings, found, visits)
+        if len(simple.replay):
+            replay = _settle(Ksmd(snapshot, settings, simple.replay, simple.splits))
+    placed = _placed(snapshot, simple, replay)
     shared, sharing = simple.shared, simple.sharing
     chains, dups = simple.chains, simple.dups
-    unshared = skip_unshared = simple.unshared + divided.frames
+    unshared = skip_unshared = simple.unshared
     if settings.smart_scan and snapshot.meta.rules.smart_scan:
         skip_unshared = 0
     passes = simple.passes
     if replay is not None:
-        ksmd, part = replay.ksmd, replay.ksmd.outcome()
-        kind[ksmd.positions] = part.kind
-        frame[ksmd.positions] = part.frame
-        split = split | part.split
+        ksmd = replay.ksmd
         shared += ksmd.stable.shared
         sharing += ksmd.stable.sharing
         chains += ksmd.stable.chains
@@ -91,14 +89,16 @@ def predict(snapshot: Snapshot, settings: Settings) -> Prediction:
         unshared += replay.unshared
         skip_unshared += replay.skip_unshared
         passes = max(passes, ksmd.counter_pass)
-    outcome = Outcome(kind, frame, split)
 
-    vmas, count = rest.vmas, len(rest.processes)
-    has_item = (kind != Kind.ZERO_PAGE) & (kind != Kind.REMAPPED)
-    merged = kind == Kind.MERGED
-    zero = per_process(vmas, per_vma(vmas, kind == Kind.ZERO_PAGE), count)
+    vmas, count = snapshot.vmas, len(snapshot.processes)
+    of_vma = _told(vmas, placed)
+    merging = of_vma[Kind.MERGED]
+    if len(placed.nodes.frames):
+        merging = merging + visits.marked(placed.nodes.marked(len(snapshot.frames)))
+    of_items = np.diff(vmas.offset) - of_vma[Kind.ZERO_PAGE] - of_vma[Kind.REMAPPED]
+    zero = per_process(vmas, of_vma[Kind.ZERO_PAGE], count)
     zero += observed_zero_pages(snapshot.processes.observed, count)
-    items = int(np.count_nonzero(has_item)) + divided.mappings
+    items = int(of_items.sum())
 
     def counters(unshared: int) -> Counters:
         return system_counters(
@@ -112,27 +112,50 @@ def predict(snapshot: Snapshot, settings: Settings) -> Prediction:
             zero=int(zero.sum()),
         )
 
-    unreadable = (snapshot.frames.flags & FrameFlag.UNREADABLE) != 0
     return Prediction(
         counters=counters(unshared),
         skip_phase=counters(skip_unshared),
         processes=process_counters(
             snapshot.meta,
-            per_process(vmas, per_vma(vmas, has_item), count) + divided.items(),
-            per_process(vmas, per_vma(vmas, merged), count),
+            per_process(vmas, of_items, count),
+            per_process(vmas, merging, count),
             zero,
         ),
-        ksm_pages=per_vma(vmas, merged | (kind == Kind.ORPHAN)),
-        savings=divided.savings(savings(rest, outcome, items, shared + chains), outcome),
+        ksm_pages=merging + of_vma[Kind.ORPHAN],
+        savings=savings(snapshot, visits, placed, items, shared + chains),
         stable_nodes=shared + chains,
         passes=passes,
         settled=replay is None or replay.settled,
         replayed=0 if replay is None else len(replay.ksmd.positions),
-        unreadable=int(unreadable[snapshot.mappings.frame].sum()) if unreadable.any() else 0,
-        orphans=int((kind == Kind.ORPHAN).sum()),
-        outcome=outcome,
-        divided=divided,
+        unreadable=_unreadable(snapshot, visits),
+        orphans=int(of_vma[Kind.ORPHAN].sum()),
+        placed=placed,
     )
+
+
+def _unreadable(snapshot: Snapshot, visits: Visits) -> int:
+    if not any_frame(snapshot, FrameFlag.UNREADABLE):
+        return 0
+    return int(visits.counts[has(snapshot.frames.flags, FrameFlag.UNREADABLE)].sum())
+
+
+def _placed(snapshot: Snapshot, simple: Simple, replay: _Settled | None) -> Placed:
+    kind, frame = told_kinds(simple, snapshot.mappings.frame[simple.positions])
+    positions, split = simple.positions, simple.split
+    if replay is not None:
+        part = replay.ksmd.outcome()
+        positions = np.append(positions, replay.ksmd.positions)
+        kind, frame = np.append(kind, part.kind), np.append(frame, part.frame)
+        split = split | part.split
+    return Placed(merged_nodes(simple), positions, Outcome(kind, frame, split))
+
+
+def _told(vmas: Vmas, placed: Placed) -> I64:
+    """Mappings that are told one by one, by kind and VMA."""
+    found = np.zeros((len(Kind), len(vmas)), np.int64)
+    if len(placed.positions):
+        np.add.at(found, (placed.told.kind, vma_of(vmas, placed.positions)), 1)
+    return found
 
 
 @dataclass(frozen=True)

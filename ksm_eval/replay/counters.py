@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import overload
+from typing import TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,8 +115,11 @@ def per_vma(vmas: Vmas, marked: NDArray[np.bool_]) -> I64:
     return found
 
 
-def per_process(vmas: Vmas, of_vma: I64, processes: int) -> I64:
-    """Sums of a per-VMA count by process, shape (P,)."""
-    total = np.zeros(processes, np.int64)
+_Sum = TypeVar("_Sum", np.int64, np.float64)
+
+
+def per_process(vmas: Vmas, of_vma: NDArray[_Sum], processes: int) -> NDArray[_Sum]:
+    """Sums of a number that each VMA has by process, shape (P,)."""
+    total = np.zeros(processes, of_vma.dtype)
     np.add.at(total, vmas.process, of_vma)
     return total

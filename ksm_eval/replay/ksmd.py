@@ -26,7 +26,7 @@ from ksm_eval.replay.state import (
     PassResult,
     State,
 )
-from ksm_eval.snapshot import Snapshot
+from ksm_eval.snapshot import I64, Snapshot
 
 MAX_AGE = 255
 SKIPS = [1] * 4 + [2] * 2 + [4] * 3 + [8] * (MAX_AGE - 8)
@@ -50,11 +50,13 @@ def simulate(
     passes: int,
     cut: int = 0,
     tick: Callable[[int], None] | None = None,
+    positions: I64 | None = None,
 ) -> Replay:
     """Run ksmd over a memory that stands still.
 
     `cut`: also the counters when so many pages (pages_scanned) of the next pass were visited.
     `tick` is called behind each pass with its number.
+    `positions`: of these mappings only, see State.
 
     Frames that are KSM pages already are stable nodes with all their selected mappings
     attached; rmap_items of other mappings start anew. Raises TargetError if the outcome
@@ -64,7 +66,7 @@ def simulate(
     THP split took a zero page out of the unstable tree (6.12+) may have some pages_unshared
     that are pages_volatile on the kernel, or merge some a pass early: `inexact` names them.
     """
-    ksmd = Ksmd(snapshot, settings)
+    ksmd = Ksmd(snapshot, settings, positions)
     results, inexact = [], []
     for number in range(1, passes + 1):
         ksmd.full_scan()

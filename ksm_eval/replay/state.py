@@ -15,7 +15,6 @@ from ksm_eval.replay.contents import (
     blocked_mappings,
     checked_mappings,
     contents,
-    in_compound,
     locked_mappings,
     mappings_of,
     poisoned,
@@ -116,10 +115,11 @@ class State:
         rows = np.flatnonzero(used)
         self.rows = rows
         flags = frames.flags[rows]
-        self.content = contents(snapshot, across_nodes)[0][rows].tolist()
+        self.content = contents(snapshot, rows, across_nodes).tolist()
         self.is_zero = ((flags & FrameFlag.ZERO) != 0).tolist()
-        compound = np.where(in_compound(snapshot), frames.compound.astype(np.int64), -1)
-        self.compound = compound[rows].tolist()
+        compound = frames.compound[rows].astype(np.int64)
+        compound[compound == NO_COMPOUND] = -1
+        self.compound = compound.tolist()
         self.mapped = np.maximum(frames.mapcount, mappings_of(snapshot))[rows].tolist()
         self.node = [ORDINARY] * len(rows)  # stable node of each frame
         self.ksm_frame: list[int] = []  # frame of each stable node
@@ -189,7 +189,8 @@ class State:
     def process_rows(self) -> I64:
         """Row in Processes of each item; -1: of none that is there any more."""
         vmas = self.snapshot.vmas
-        return np.repeat(vmas.process.astype(np.int64), np.diff(vmas.offset))[self.positions]
+        items = np.diff(np.searchsorted(self.positions, vmas.offset))
+        return np.repeat(vmas.process.astype(np.int64), items)
 
     def result(self) -> PassResult:
         """Counters as they are now."""

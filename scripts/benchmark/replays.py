@@ -9,7 +9,7 @@ from clock import Clock, status
 from job import measured
 
 from ksm_eval.replay.converged import predict
-from ksm_eval.replay.ksmd import simulate
+from ksm_eval.replay.passes import simulate_passes
 from ksm_eval.snapshot import Snapshot
 from ksm_eval.target import Selection
 
@@ -47,12 +47,13 @@ def settled(frames: int, kind: str) -> dict[str, Any]:
 
 
 def exact(frames: int, passes: int) -> dict[str, Any]:
-    """So many full scans, visit by visit. In the third all that merges has merged."""
+    """So many full scans as --passes has them: visit by visit where pages can merge, the others'
+    visits in bulk. In the third all that merges has merged."""
     snapshot, sizes = _made(frames, synthetic.UNIQUE)
     clock = Clock()
     with clock.stage("replay"):
-        replay = simulate(snapshot, snapshot.meta.settings, passes)
-    counters = replay.passes[-1].counters
+        replay = simulate_passes(snapshot, snapshot.meta.settings, passes)
+    counters = replay.results[-1].counters
     return {
         **clock.measurement(),
         **sizes,
