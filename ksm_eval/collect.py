@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ksm_eval.collect_ksmd import ksmd_state
 from ksm_eval.errors import TargetError
 from ksm_eval.first_look import sweep_what_may_repeat
-from ksm_eval.jobs import sweep_in_jobs
+from ksm_eval.jobs import fitting, sweep_in_jobs
 from ksm_eval.listening import heard
 from ksm_eval.listening import walked as walk_heard
 from ksm_eval.memcmp_order import with_memcmp_order
@@ -166,6 +166,8 @@ def collect(
     def sweep(some: Pfns) -> Sweep:
         return sweep_in_jobs(target, some, seed, progress, checksums=records is not None, jobs=jobs)
 
+    if max_memory:
+        jobs = fitting(jobs or 1, max_memory)
     looked = first_look and records is None
     swept = sweep_what_may_repeat(target, pfns, seed, sweep) if looked else sweep(pfns)
     _refuse_if_filtered(swept.unreadable, len(pfns))

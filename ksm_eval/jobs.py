@@ -83,6 +83,11 @@ def sweep_in_jobs(
     return swept
 
 
+def fitting(jobs: int, max_memory: int) -> int:
+    """How many of so many workers the memory is enough for; 1: none beside this process."""
+    return max(1, min(jobs, (max_memory - footprint.rss_bytes()) // WORKER_BYTES))
+
+
 def _worth_it(target: Target, frames: int) -> int:
     """ELF is read as fast as memory is; it is unpacking that takes processors."""
     if not target.info.container.startswith("kdump"):
