@@ -45,6 +45,22 @@ def elf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+to_close: list[Target] = []
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    yield
+    while to_close:
+        to_close.pop().close()
+
+
+def opened(path: Path, **more: Any) -> Target:
+    """Until the test ends."""
+    to_close.append(open_target(path, **more))
+    return to_close[-1]
+
+
 def leaves(value: object, name: str = "") -> Iterator[tuple[str, object]]:
     """All that a dataclass is made of, but for the moment it was made."""
     if is_dataclass(value):
@@ -69,11 +85,7 @@ def same(one: object, other: object) -> None:
 
 
 def collected(path: Path, count: int, selection: Selection) -> Snapshot:
-    target = open_target(path)
-    try:
-        return collect(target, selection, seed=SEED, exact=True, jobs=count)
-    finally:
-        target.close()
+    return collect(opened(path), selection, seed=SEED, exact=True, jobs=count)
 
 
 def children_of(pid: int) -> list[int]:
@@ -103,14 +115,14 @@ def test_the_same_snapshot(name: str, elf: Path) -> None:
 
 
 def test_different_seeds_are_seen_by_same() -> None:
-    target = open_target(vmcore(TINY))
+    target = opened(vmcore(TINY))
     pfns = np.arange(1000, 1100, dtype=np.uint64)
     with pytest.raises(AssertionError, match="hash"):
         same(sweep(target, pfns, 1), sweep(target, pfns, 2))
 
 
 def test_more_workers_than_pages() -> None:
-    target = open_target(vmcore(TINY))
+    target = opened(vmcore(TINY))
     pfns = collected(vmcore(TINY), 1, Selection(pids=PIDS)).frames.pfn
     for count in (0, 1, 2, 3, 6):
         before = cpu_of_children()
@@ -131,7 +143,7 @@ def unreadable_frames(tmp_path: Path) -> tuple[Path, U64]:
 
 def test_unreadable_pages_are_counted_by_reason(tmp_path: Path) -> None:
     path, pfns = unreadable_frames(tmp_path)
-    target = open_target(path)
+    target = opened(path)
     one = sweep(target, pfns, SEED, checksums=True)
     assert list(one.unreadable) == ["read error", "not in the dump"]
     assert one.unreadable["read error"] == 1
@@ -146,7 +158,7 @@ def test_holes_of_an_elf_file(tmp_path: Path) -> None:
     path = tmp_path / "vmcore"
     memory = containers.memory(vmcore(TINY))
     path.write_bytes(containers.elf(memory, holes=[(0x1000 << 12, 0x1100 << 12)]))
-    target = open_target(path)
+    target = opened(path)
     pfns = np.arange(0xF80, 0x1180, dtype=np.uint64)
     one = sweep(target, pfns, SEED)
     assert int(has(one.flags, FrameFlag.UNREADABLE).sum()) == 0x100
@@ -161,7 +173,7 @@ def test_opened_with_what_the_file_does_not_say(tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     bare.write_bytes(containers.elf(containers.memory(vmcore(TINY)), note=b"SOMETHING"))
     pfns = np.arange(0x1000, 0x1200, dtype=np.uint64)
-    for target in (open_target(path), open_target(bare, vmcoreinfo=info)):
+    for target in (opened(path), opened(bare, vmcoreinfo=info)):
         same(sweep(target, pfns, SEED), sweep_in_jobs(target, pfns, SEED, jobs=2))
 
 
@@ -185,7 +197,7 @@ def through(target: Target, **more: Any) -> tuple[Sweep, bool]:
 
 
 def test_by_default_large_kdumps_only(elf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kdump = open_target(vmcore(TINY))
+    kdump = opened(vmcore(TINY))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     one, several = through(kdump)
     assert not several
@@ -193,26 +205,26 @@ def test_by_default_large_kdumps_only(elf: Path, monkeypatch: pytest.MonkeyPatch
     found, several = through(kdump)
     same(one, found)
     assert several
-    assert not through(open_target(elf))[1]
+    assert not through(opened(elf))[1]
     monkeypatch.setattr(jobs, "WORTH_IT", 0x41 * 4096)
     assert not through(kdump)[1]
 
 
 def test_a_rate_is_kept_by_one_process() -> None:
-    target = open_target(vmcore(TINY))
+    target = opened(vmcore(TINY))
     target.meter.max_rate = 1e9
     assert not through(target, jobs=2)[1]
 
 
 def test_what_workers_read_counts() -> None:
-    target = open_target(vmcore(TINY))
+    target = opened(vmcore(TINY))
     before = target.meter.bytes_read
     through(target, jobs=3)
     assert target.meter.bytes_read - before == 0x40 * 4096
 
 
 def test_progress() -> None:
-    target, seen = open_target(vmcore(TINY)), list[tuple[str, int, int]]()
+    target, seen = opened(vmcore(TINY)), list[tuple[str, int, int]]()
     pfns = np.arange(0x1000, 0x1400, dtype=np.uint64)
     sweep_in_jobs(target, pfns, SEED, lambda *report: seen.append(report), jobs=2)
     done = [pages for _, pages, _ in seen]
@@ -226,7 +238,7 @@ def test_a_file_that_was_replaced(tmp_path: Path) -> None:
     """A worker must not read another vmcore than was looked at."""
     path = tmp_path / "vmcore"
     shutil.copyfile(vmcore(TINY), path)
-    target = open_target(path)
+    target = opened(path)
     shutil.copyfile(vmcore(TINY), tmp_path / "other")
     (tmp_path / "other").replace(path)
     with pytest.raises(TargetError, match="vmcore was replaced while it was read"):
@@ -240,10 +252,11 @@ def test_a_file_that_was_replaced(tmp_path: Path) -> None:
 def test_no_process_can_be_started(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    target = open_target(vmcore(TINY))
+    target = opened(vmcore(TINY))
     one, _ = through(target, jobs=1)
     monkeypatch.setattr(sys, "executable", "/no/such/python")
-    same(one, through(target, jobs=2)[0])
+    with caplog.at_level("WARNING"):
+        same(one, through(target, jobs=2)[0])
     assert "only 0 of 2 processes could start" in caplog.text
 
 
@@ -273,7 +286,7 @@ def test_the_same_report(elf: Path) -> None:
 
 def test_evaluate() -> None:
     def of(count: int) -> object:
-        target = open_target(vmcore(TINY))
+        target = opened(vmcore(TINY))
         return evaluate(target, Selection(pids=PIDS), jobs=count).system
 
     assert of(1) == of(2)
@@ -369,6 +382,16 @@ def test_interrupted(elf: Path) -> None:
         assert eventually(lambda: all(map(ended, workers)))
 
 
+def test_it_is_the_parent_that_an_interrupt_ends(elf: Path) -> None:
+    with started(elf) as (process, workers):
+        for pid in workers:
+            os.kill(pid, signal.SIGINT)
+        resume(workers)
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, err) == (0, "")
+        assert "page frames" in out
+
+
 def test_the_parent_is_killed(elf: Path) -> None:
     with started(elf) as (process, workers):
         os.kill(process.pid, signal.SIGKILL)
@@ -398,7 +421,7 @@ def test_modules_of_the_current_directory_are_not_taken(elf: Path, tmp_path: Pat
 
 
 def test_the_elf_file_is_read_directly_by_workers(elf: Path) -> None:
-    target = open_target(elf)
+    target = opened(elf)
     assert isinstance(target, KernelTarget)
     core = target.core()
     assert core is not None
