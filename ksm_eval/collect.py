@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from ksm_eval.collect_ksmd import ksmd_state
 from ksm_eval.errors import TargetError
-from ksm_eval.first_look import sweep_what_may_repeat
 from ksm_eval.jobs import fitting, sweep_in_jobs
 from ksm_eval.listening import heard
 from ksm_eval.listening import walked as walk_heard
@@ -37,7 +36,6 @@ from ksm_eval.snapshot import (
     Vmas,
     has,
 )
-from ksm_eval.sweep import Sweep
 from ksm_eval.tables import BLOCK, constant, joined, table_fits, take, without
 from ksm_eval.target import (
     CLASSIFYING,
@@ -104,7 +102,6 @@ def collect(
     progress: Progress | None = None,
     seed: int | None = None,
     exact: bool = False,
-    first_look: bool = False,
     max_memory: int = 0,
     jobs: int | None = None,
 ) -> Snapshot:
@@ -114,7 +111,6 @@ def collect(
     simulate() is exact in each; the settled state does not need it.
     `seed` keys the content hashes; by default a random one that is not kept, so that
     a saved snapshot cannot be searched for known contents. Results do not depend on it.
-    `first_look`: see sweep_what_may_repeat(). For what is evaluated once, without `exact`.
     `max_memory`: bytes that this process may have, 0 for all that the machine can spare.
     `jobs`: worker processes that read a vmcore, at most; by default as many as help.
     Raises UsageError for a selection that names nothing, TargetError for a target that
@@ -162,14 +158,9 @@ def collect(
     seed = secrets.randbits(64) if seed is None else seed
     with heard(target, progress, RECORDS):
         records = target.ksmd(walked.processes) if warm else None
-
-    def sweep(some: Pfns) -> Sweep:
-        return sweep_in_jobs(target, some, seed, progress, checksums=records is not None, jobs=jobs)
-
     if max_memory:
         jobs = fitting(jobs or 1, max_memory)
-    looked = first_look and records is None
-    swept = sweep_what_may_repeat(target, pfns, seed, sweep) if looked else sweep(pfns)
+    swept = sweep_in_jobs(target, pfns, seed, progress, checksums=records is not None, jobs=jobs)
     _refuse_if_filtered(swept.unreadable, len(pfns))
     frames = Frames(
         pfn=pfns,

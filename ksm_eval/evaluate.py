@@ -345,7 +345,6 @@ def evaluate(
         selection,
         mergeable_only=mergeable_only,
         exact=passes > 0,
-        first_look=not passes,
         progress=progress,
         max_memory=max_memory,
         jobs=jobs,

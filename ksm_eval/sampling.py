@@ -67,7 +67,6 @@ def take_samples(
                     selection,
                     mergeable_only=mergeable_only,
                     exact=exact,
-                    first_look=samples == 1 and not exact,
                     max_memory=max_memory,
                     jobs=jobs,
                     progress=report,

@@ -59,10 +59,6 @@ def test_c_and_python_agree(results: dict[str, Any], case: str, yardstick: str) 
     if case == "proc" and case in results["facts"].get("skipped", {}):
         pytest.skip(results["facts"]["skipped"][case])
     ours, theirs = _runs(results, case, "ksm-eval"), _runs(results, case, yardstick)
-    if case.startswith("job"):
-        # A first look leaves no checksum, but the same counters.
-        looked, ours = ours, _runs(results, case, "ksm-eval, all read")
-        assert looked[0]["results"] | ours[0]["results"] == ours[0]["results"]
     assert len(ours) == len(theirs) == 1
     for run in (*ours, *theirs):
         assert run["results"] == ours[0]["results"]

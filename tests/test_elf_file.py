@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 
 from ksm_eval.collect import collect
-from ksm_eval.first_look import sweep_what_may_repeat
 from ksm_eval.snapshot import FrameFlag, Snapshot, has
-from ksm_eval.sweep import sweep
 from ksm_eval.target import Selection
 from ksm_eval.target.containers import Segments, identify
 from ksm_eval.target.elf_file import ElfFile, open_elf
@@ -101,52 +99,3 @@ def test_a_file_that_became_shorter(core: Path, tmp_path: Path) -> None:
     assert not file.read_into(page, end - 2 * PAGE)
     assert file.read_into(page, end - 3 * PAGE)
     file.close()
-
-
-def test_a_first_look_tells_the_same_contents_apart(
-    core: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Pages without an equal are not read, all others have the hash that they have anyway."""
-    monkeypatch.setattr("ksm_eval.first_look.WORTH_IT", 0)
-    target = KernelTarget(open_core(core))
-    assert target.direct is not None
-    target.direct.cached()  # which brings nothing in
-    core.read_bytes()
-    assert target.direct.cached()
-    pfns = snapshot_of(target).frames.pfn
-    # Past the end of memory; looking tells nothing about these.
-    pfns = np.append(pfns, np.array([1 << 30, (1 << 30) + 1], pfns.dtype))
-    whole = sweep(target, pfns, 5)
-    before = target.meter.bytes_read
-    looked = sweep_what_may_repeat(target, pfns, 5, lambda some: sweep(target, some, 5))
-    _, equals, size = np.unique(whole.hash, return_inverse=True, return_counts=True)
-    several = size[equals] > 1
-    assert 300 < several.sum() < 0.7 * len(pfns)
-    assert np.array_equal(looked.hash[several], whole.hash[several])
-    assert looked.flags.tolist() == whole.flags.tolist()
-    assert looked.unreadable == whole.unreadable == {"not in the dump": 2}
-    assert len(np.unique(looked.hash)) == len(np.unique(whole.hash))
-    assert not np.isin(looked.hash[~several], whole.hash).all()
-    assert target.meter.bytes_read - before < 0.9 * len(pfns) * PAGE
-    target.close()
-
-
-def test_a_first_look_at_what_is_cut_off(
-    core: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The kernel kills who looks there: not this process. What is left is read as ever."""
-    monkeypatch.setattr("ksm_eval.first_look.WORTH_IT", 0)
-    path = tmp_path / "vmcore"
-    path.write_bytes(core.read_bytes())
-    target = KernelTarget(open_core(path))
-    assert target.direct is not None
-    pfns = snapshot_of(target).frames.pfn
-    segments = identify(path).segments
-    assert segments is not None
-    last = int(np.argmax(segments.offset))
-    with path.open("r+b") as shorter:
-        shorter.truncate(int(segments.offset[last]) + PAGE)
-    assert target.direct.look(pfns, PAGE) is None
-    cut = sweep_what_may_repeat(target, pfns, 5, lambda some: sweep(target, some, 5))
-    assert sum(cut.unreadable.values()) == has(cut.flags, FrameFlag.UNREADABLE).sum() > 0
-    target.close()

@@ -225,11 +225,6 @@ class Target(Memory, Protocol):
     def ksmd(self, processes: Sequence[Process]) -> KsmdRecords | None:
         """ksmd's own records, None if they cannot be read (the reason is in info.notes)."""
 
-    def look(self, places: Pfns) -> U64 | None:
-        """A number made of a few words of each of these ascending places, where that is much
-        cheaper than to read them, else None. Where numbers differ, so do the contents; 0 may also
-        be a place that cannot be read."""
-
     def core(self) -> CoreFile | None:
         """The file to open for another process that is to read the same; None if there is none."""
 

@@ -369,11 +369,6 @@ class KernelTarget:
     def places(self, pfns: Pfns) -> Pfns:
         return pfns
 
-    def look(self, places: Pfns) -> U64 | None:
-        if self.direct is None or not self.direct.cached():
-            return None
-        return self.direct.look(places, self.info.page_size)
-
     @_while_there
     def read_into(self, buffer: memoryview, place: int) -> None:
         size, address = len(buffer), place * self.info.page_size

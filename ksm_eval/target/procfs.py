@@ -349,9 +349,6 @@ class ProcTarget:
         # read_into() reads from the process itself: from no other, whatever happens.
         return np.ones(len(pfns), np.bool_)
 
-    def look(self, places: Pfns) -> None:
-        """Each look would be a system call."""
-
     def read_into(self, buffer: memoryview, place: int) -> None:
         opened = self._opened[place >> PAGE_BITS]
         page, size = place & PAGE_MASK, len(buffer)

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 FIXTURE = ROOT / "fixtures/vmcores/x86_64-6.12-tiny.kdump"
 PAGE = 4096
 
-OURS, WHOLE = "ksm-eval", "ksm-eval, all read"
+OURS = "ksm-eval"
 DRGN, C, NAIVE = "ksm-eval, prog.read", "C", "access_process_vm"
 TWO = "ksm-eval, 2 jobs"
 PREAD, MEMCPY, TWIN = "pread", "memcpy", "C through /proc"
@@ -88,7 +88,6 @@ def _vmcore_cases(
             "End to end: from the VMAs to the counters",
             (
                 Method(OURS, python("job", core)),
-                Method(WHOLE, python("job", core, "whole")),
                 Method(DRGN, python("job", core, "drgn")),
                 Method(C, (program["reference"], str(core), str(out / "plan"))),
                 Method(NAIVE, python("naive", core, out / "sample.json", mappings)),
@@ -134,7 +133,6 @@ def _unique_case(setting: Setting, core: Path, reference: str) -> Iterator[Case]
         "End to end where most pages are unique",
         (
             Method(OURS, python("job", path)),
-            Method(WHOLE, python("job", path, "whole")),
             Method(C, (reference, str(path), str(out / "plan"))),
         ),
         yardstick=C,

@@ -51,8 +51,8 @@ def _opened(core: str, via: str) -> Target:
 
 
 def job(core: str, via: str = "", jobs: str = "1") -> Found:
-    """VMAs to counters on a vmcore. `via` "whole": every frame read and hashed."""
-    return measured(_opened(core, via), Selection(all=True), first_look=not via, jobs=int(jobs))[2]
+    """VMAs to counters on a vmcore."""
+    return measured(_opened(core, via), Selection(all=True), jobs=int(jobs))[2]
 
 
 def frames(core: str, file: str, via: str = "") -> Found:

@@ -31,7 +31,6 @@ COLLECT_STAGES = {
     "_distinct": "distinct frames",
     "_rows": "distinct frames",
     "sweep_in_jobs": "read and hash",
-    "sweep_what_may_repeat": "read and hash",
 }
 OFF_THE_CLOCK = ("target facts", "tasks", "VMAs")
 REST = "columns"  # of collect(): whatever is in no stage of its own
@@ -61,16 +60,10 @@ def checksum(pfn: U64, hashes: U64) -> str:
     return f"{int((hashes * (pfn * np.uint64(2) + np.uint64(1))).sum(dtype=np.uint64)):016x}"
 
 
-def pfns_and_hashes(snapshot: Snapshot) -> tuple[U64, U64]:
-    return snapshot.frames.pfn.astype(np.uint64), snapshot.frames.hash
-
-
 def measured(
-    target: Target, selection: Selection, *, first_look: bool = True, jobs: int = 1
+    target: Target, selection: Selection, jobs: int = 1
 ) -> tuple[Snapshot, Prediction, dict[str, Any]]:
-    """Collect and predict; the third is the measurement. With the checksum where every frame was
-    read."""
-    looked = first_look and getattr(target, "direct", None) is not None
+    """Collect and predict; the third is the measurement."""
     clock = Clock()
     for attribute, stage in TARGET_STAGES.items():
         clock.replace(target, attribute, stage)
@@ -85,7 +78,7 @@ def measured(
             getattr(target, attribute, None)
     before = status("VmRSS")
     with clock.stage(REST):
-        snapshot = collect(target, selection, seed=SEED, first_look=first_look, jobs=jobs)
+        snapshot = collect(target, selection, seed=SEED, jobs=jobs)
     with clock.stage("replay"):
         prediction = predict(snapshot, snapshot.meta.settings)
     return snapshot, prediction, {
@@ -95,7 +88,7 @@ def measured(
         "unreadable": snapshot.meta.unreadable,
         "results": {
             **simple_counters(snapshot),
-            **({} if looked else {"checksum": checksum(*pfns_and_hashes(snapshot))}),
+            "checksum": checksum(snapshot.frames.pfn.astype(np.uint64), snapshot.frames.hash),
         },
         "predicted": {
             "pages_shared": prediction.counters.pages_shared,

@@ -230,9 +230,6 @@ class SyntheticTarget:
     def places(self, pfns: U64) -> U64:
         return pfns
 
-    def look(self, places: U64) -> None:
-        del places
-
     def read_into(self, buffer: memoryview, place: int) -> None:
         first, count = place - FIRST_PFN, len(buffer) // 4096
         rows = np.arange(first, first + count, dtype=np.uint64)
