@@ -232,7 +232,7 @@ def synthetic_cases(setting: Setting, names: list[str]) -> Iterator[Iterator[Cas
         for kind, about, command in (
             ("settled", "The settled state, most frames unique", ("settled", "unique")),
             ("duplicates", "The settled state, half of them equal", ("settled", "duplicates")),
-            ("exact", "Three scans, visit by visit, most frames unique", ("exact", "3")),
+            ("exact", "Three scans as --passes tells them, most frames unique", ("exact", "3")),
             ("whole", "VMAs to counters, contents and page tables made up", ("whole",)),
         ):
             if kind not in names:

@@ -129,7 +129,7 @@ def goals(results: Found) -> Iterator[Goal]:
             yield Goal(grows, f"{first / last:.2f}", first / last <= 1.2)
     of_kind = {n: rate for n, rate in rates.items() if n.startswith("exact-")}
     if of_kind:
-        text = "exact replay, slowest size, visits a second"
+        text = "single scans (--passes), slowest size, visits a second"
         yield from at_least(text, min(of_kind.values()), 3, " M")
     for size, most in ((16, 45), (100, 40)):
         if f"whole-{size}" in by_name:
