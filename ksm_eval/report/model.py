@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ksm_eval.report.decision import Decision
+
 SCHEMA_VERSION = 1
 """Grows when a field is renamed, removed or changes its meaning; not when one is added."""
 
@@ -189,6 +191,7 @@ class Report:
     timeline: tuple[Pass, ...] = ()  # with --passes, or a pass a sample
     calm: Stillness | None = None  # where there were several samples
     verify: tuple[VerifyRow, ...] = ()  # with --verify
+    decision: Decision | None = None  # None with --verify only
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,194 @@
+"""What to do with the figures: the part of a Report that advises. docs/json-schema.md tells each
+field. Units as in model.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The first thing to read."""
+
+    worth: str  # "yes", "little" (under 1 % of the RSS), "no" (costs more), "nothing" to merge
+    sentence: str  # in plain words, with the figures
+    frames_freed: int
+    net_bytes: int
+    share_of_rss: float | None  # net_bytes of the selected processes' RSS, 0 to 1; None: unknown
+    share_of_ram: float | None  # and of the host's
+    general_profit: int | None  # as the kernel would show it; None: this kernel has none
+    profit_explained: str  # why general_profit is not net_bytes; "" where it needs no words
+    caveats: tuple[str, ...]  # what makes it less certain: one sample, what could not be read …
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """Processes of one cgroup, comm or uid together, best first."""
+
+    name: str  # the cgroup's path, the comm, the uid; "" of a process that has none
+    processes: int
+    mappings: int
+    ksm_merging_pages: int
+    ksm_process_profit: int | None
+    pss_before: int
+    pss_after: int
+    metadata_bytes: int  # its rmap_items
+    net_bytes: int  # pss_before - pss_after - metadata_bytes
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The smallest set found that gives `share` of the saving: the best are added one by one, and
+    what they give together is a prediction of its own. KSM needs both sides of a pair, so it is
+    more than the sum of their gains."""
+
+    of: str  # "processes" or "vmas"
+    members: tuple[str, ...]  # "1234 (comm)", or "1234 (comm) 0x7f00-0x7f10 [heap]"
+    considered: int  # how many there were
+    frames_freed: int
+    share: float  # of the frames that all of them would free, 0 to 1
+
+
+@dataclass(frozen=True)
+class Madvise:
+    """A VMA worth madvise(MADV_MERGEABLE), best first."""
+
+    pid: int
+    comm: str
+    start: int
+    end: int
+    name: str
+    ksm_pages: int
+    gain_bytes: int  # PSS that it loses, less its rmap_items
+    covered: float  # share of all gain by this VMA and those before it, 0 to 1
+
+
+@dataclass(frozen=True)
+class Content:
+    """One content that merges. Never an excerpt of it."""
+
+    hash: str  # 16 hex digits, under the key of this run
+    kind: str  # "zero", "constant byte", "repeated word", "other" or "" where it was not looked at
+    mappings: int
+    frames: int
+    processes: int
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """What kind of duplicates there are: frames that are too many, by where their equals are."""
+
+    zero_frames: int  # of zero pages, all but one
+    inside_process: int  # duplicates inside one process
+    between_processes: int  # that only another process has
+    fork_shared: int  # mappings beyond the first of their frame: shared already, no saving
+    contents: int  # that several frames have
+    top: tuple[Content, ...]  # by frames
+    concentration: tuple[tuple[int, int], ...]  # (contents, frames freed by them), best first
+    thps_split: int
+    pages_per_split: float | None  # frames freed in split THPs by THPs split
+    blocked: Mapping[str, int]  # why duplicates stay: "pinned", "cap", "prot_none" -> frames
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why memory is not eligible, and what could be done about it."""
+
+    reason: str
+    vmas: int
+    bytes: int  # of address space, or of pages where it is about single pages
+    advice: str
+
+
+@dataclass(frozen=True)
+class Split:
+    """Frames freed if only pages of one uid (cgroup, user namespace) might share, and the rest."""
+
+    by: str  # "uid", "cgroup" or "user_ns"
+    groups: int
+    within: int
+    across: int
+
+
+@dataclass(frozen=True)
+class Security:
+    splits: tuple[Split, ...]
+    sentence: str  # on side channels
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ScanRow:
+    """One way to set pages_to_scan and sleep_millisecs."""
+
+    pages_to_scan: int
+    sleep_millisecs: int
+    seconds: float  # a full scan
+    cpu_percent: float  # of one CPU, while it scans
+    cpu_seconds: float  # a full scan
+    note: str = ""  # "target", "default", "--target-scan-time", "hopeless: …"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What ksmd needs for it."""
+
+    pages: int  # rmap_items a pass, none of them skipped
+    seconds_a_page: float
+    measured: bool  # False: assumed; `source` says by whom and where
+    source: str
+    rows: tuple[ScanRow, ...]  # the first is the target's own
+    advisor: str  # what the scan-time advisor would settle at; "" if the kernel has none
+    passes_to: Mapping[str, int]  # "50", "90", "99" percent of the saving -> full scans
+    seconds_to: Mapping[str, float]  # the same at the target's own settings
+
+
+@dataclass(frozen=True)
+class WhatIf:
+    """The same memory evaluated otherwise."""
+
+    name: str  # "max_page_sharing=64", "without 1234 (comm)"
+    kind: str  # the setting, "thp" or "process"
+    current: bool  # how the target is set
+    pages_shared: int
+    pages_sharing: int
+    frames_freed: int
+    net_bytes: int
+    difference: int  # net_bytes less that of the report
+
+
+@dataclass(frozen=True)
+class Step:
+    """What to type next."""
+
+    title: str
+    commands: tuple[str, ...]
+    why: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Frames that one process (or group) has of contents that the other has, too."""
+
+    first: int  # rows in Report.processes
+    second: int
+    frames: int  # the smaller of the two counts, content by content
+
+
+@dataclass(frozen=True)
+class Decision:
+    verdict: Verdict
+    group_by: str  # "cgroup", "comm" or "uid"
+    groups: tuple[GroupRow, ...]
+    choices: tuple[Choice, ...]
+    madvise: tuple[Madvise, ...]
+    kinds: Kinds
+    why_not: tuple[Reason, ...]
+    security: Security
+    cost: Cost
+    what_if: tuple[WhatIf, ...]  # with --what-if
+    pairs: tuple[Pair, ...]  # who shares with whom, the largest first
+    page_classes: Mapping[str, int]  # candidate mappings by what becomes of them
+    next_steps: tuple[Step, ...]
