@@ -52,6 +52,8 @@ class Process:
     handle: object
     selected: bool = True  # False: not asked for, but ksmd works on it already
     ppid: int = 0  # of real_parent's thread group
+    rss_pages: int | None = None  # None: unknown
+    user_ns: int = 0  # inode number of its user namespace; 0: unreadable
     unreadable: str = ""  # why nothing more can be said of it; "" if it can
     merge_any: bool = False
     """Has PR_SET_MEMORY_MERGE. To set it again changes nothing: what has no VM_MERGEABLE now (the

@@ -16,6 +16,7 @@ from ksm_eval.target.rights import NO_PTRACE, check_open_files, hint
 from ksm_eval.target.selecting import select
 
 PROC = Path("/proc")
+PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 PF_KTHREAD = 0x00200000  # include/linux/sched.h
 NS_PER_TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 INVALID_UID = 0xFFFFFFFF
@@ -132,6 +133,17 @@ def _status(pid: int, key: str) -> list[str]:
         if line.startswith(key + ":"):
             return line.split()[1:]
     return []
+
+
+def user_ns(pid: int) -> int:
+    """Inode number of its user namespace, 0 if unreadable."""
+    try:
+        name = (PROC / str(pid) / "ns" / "user").readlink().name  # user:[4026531837]
+    except OSError as error:
+        check_open_files(error)
+        return 0
+    number = name.removeprefix("user:[").removesuffix("]")
+    return int(number) if number.isdecimal() else 0
 
 
 def cgroup_path(tgid: int) -> str:
@@ -301,6 +313,7 @@ def _process(group: ProcGroup, selected: bool) -> Process:
         if isinstance(error, PermissionError):
             unreadable = NO_PTRACE
     uid = _status(group.tgid, "Uid")
+    rss = _status(group.task, "VmRSS")  # kB; before 6.16 without what each CPU has not yet added
     return Process(
         pid=group.tgid,
         comm=group.comm,
@@ -312,6 +325,8 @@ def _process(group: ProcGroup, selected: bool) -> Process:
         handle=group,
         selected=selected,
         ppid=group.parent,
+        rss_pages=int(rss[0]) * 1024 // PAGE_SIZE if rss else None,
+        user_ns=user_ns(group.task),
         unreadable=unreadable,
         merge_any=ksm.merge_any,
     )

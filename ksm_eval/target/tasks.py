@@ -13,6 +13,7 @@ from drgn.helpers.linux.pid import for_each_task
 
 from ksm_eval.errors import TargetError, UsageError
 from ksm_eval.target import Process, Selection
+from ksm_eval.target.mm_counters import MmCounters, mm_counters, rss_pages
 from ksm_eval.target.pid_ns import INITIAL, number, tgid_number
 from ksm_eval.target.selecting import select
 
@@ -192,8 +193,19 @@ def _merge_any(mm: Object) -> bool:
     return bool(bits & 1 << 30) or (bits >> 28 & 3) == 2
 
 
+def _user_ns(task: Object) -> int:
+    """Inode number, 0 if unreadable. Of real_cred, as /proc/PID/ns/user has it: what others must
+    have rights over to act on the task (__ptrace_may_access()). `cred`, by which it acts itself,
+    is for moments another's (override_creds())."""
+    try:
+        return int(task.real_cred.user_ns.ns.inum.value_())
+    except (AttributeError, LookupError, FaultError):
+        return 0
+
+
 def _process(
     group: _Group,
+    counters: MmCounters,
     cgroup: Callable[[Object], str],
     registered: bool,
     selected: bool,
@@ -221,6 +233,8 @@ def _process(
         handle=Handle(group.mm, group.owner, _start_time(group.owner), explicit),
         selected=selected,
         ppid=group.parent,
+        rss_pages=rss_pages(counters(group.mm)),
+        user_ns=_user_ns(leader),
         unreadable=unreadable,
         merge_any=merge_any,
     )
@@ -246,7 +260,7 @@ def select_processes(
     Raises UsageError for a selection that names nothing, TargetError for an unreadable list.
     """
     groups = _groups(prog, namespace)
-    cgroup = _cgroup_paths(prog)
+    cgroup, counters = _cgroup_paths(prog), mm_counters(prog)
     pids = set(selection.pids)
     seen = {tgid: group for tgid, group in groups.items() if tgid >= 0}
     chosen = select(seen, selection, lambda tgid: cgroup(groups[tgid].leader))
@@ -267,7 +281,7 @@ def select_processes(
             continue
         explicit = not pids.isdisjoint(group.pids)
         try:
-            process = _process(group, cgroup, address in rank, selected, explicit)
+            process = _process(group, counters, cgroup, address in rank, selected, explicit)
         except FaultError:
             if not prog.flags & ProgramFlags.IS_LIVE:
                 raise
