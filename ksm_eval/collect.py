@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ksm_eval.collect_ksmd import ksmd_state
+from ksm_eval.content_kinds import content_kinds
 from ksm_eval.errors import TargetError
 from ksm_eval.jobs import fitting, sweep_in_jobs
 from ksm_eval.listening import heard
@@ -217,6 +218,7 @@ def collect(
         frames=frames,
         compounds=compounds,
         ksmd=ksmd,
+        contents=content_kinds(target, frames, seed),
     )
 
 
@@ -400,6 +402,7 @@ def _refuse_if_filtered(unreadable: dict[str, int], frames: int) -> None:
 
 def _process_table(processes: list[Process]) -> Processes:
     names = set.intersection(*(set(process.observed) for process in processes))
+    rss = [p.rss_pages for p in processes if p.rss_pages is not None]
     return Processes(
         pid=np.array([p.pid for p in processes], np.int32),
         comm=[p.comm for p in processes],
@@ -413,6 +416,8 @@ def _process_table(processes: list[Process]) -> Processes:
             for name in sorted(names)
         },
         ppid=np.array([p.ppid for p in processes], np.int32),
+        rss_pages=np.array(rss, np.int64) if len(rss) == len(processes) else None,
+        user_ns=np.array([p.user_ns for p in processes], np.uint32),
     )
 
 

@@ -24,6 +24,7 @@ from ksm_eval.memory import Memory
 from ksm_eval.save_check import Invalid, check
 from ksm_eval.snapshot import (
     Compounds,
+    Contents,
     Entry,
     Frames,
     KsmdState,
@@ -87,12 +88,19 @@ _KSMD = {  # all of them or none
     "ksmd.batch_pfn": ("<u8", None),
     "ksmd.batch_mlock": ("|b1", None),
 }
+_CONTENTS = {  # both of them or none
+    "contents.hash": ("<u8", None),
+    "contents.kind": ("|u1", None),
+}
 _KSMD_NUMBERS = ("full_scans", "cursor_process", "cursor_address")
 _OPTIONAL = {
     "frames.order": ("<u4", None),
     "processes.ppid": ("<i4", None),
+    "processes.rss_pages": ("<i8", None),
+    "processes.user_ns": ("<u4", None),
     "compounds.pte_behind": ("|b1", None),
     "ksmd.tree_pruned": ("<i8", None),
+    **_CONTENTS,
     **_KSMD,
 }
 
@@ -198,6 +206,8 @@ def _load(archive: zipfile.ZipFile, memory: Memory | None) -> Snapshot:
     found = {name for name in names if name.startswith("ksmd.")} - {"ksmd.tree_pruned"}
     if found != (_KSMD.keys() if header["ksmd"] is not None else set()):
         raise Invalid("only a part of ksmd's records")
+    if len(_CONTENTS.keys() & set(names)) == 1:
+        raise Invalid("only a part of the contents")
     if memory is not None:
         mappings, frames = (
             by_name[name].file_size // np.dtype(_ARRAYS[name][0]).itemsize
@@ -241,6 +251,7 @@ def _load(archive: zipfile.ZipFile, memory: Memory | None) -> Snapshot:
         frames=Frames(**columns("frames")),
         compounds=Compounds(**columns("compounds")),
         ksmd=None if header["ksmd"] is None else _ksmd(columns("ksmd"), header["ksmd"]),
+        contents=Contents(**columns("contents")) if "contents.hash" in arrays else None,
     )
     check(snapshot)
     return snapshot

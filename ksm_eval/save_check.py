@@ -11,14 +11,20 @@ from ksm_eval.snapshot import (
     EMPTY,
     NO_COMPOUND,
     Compounds,
+    ContentKind,
+    Contents,
     FrameFlag,
     Frames,
     KsmdState,
     MappingFlag,
     Metadata,
+    Processes,
     Snapshot,
     Vmas,
 )
+
+MOST_ADDRESSES = 1 << 56
+"""Bytes of address space that a process has at most: x86-64 with five levels of page tables."""
 
 
 class Invalid(ValueError):
@@ -30,12 +36,14 @@ def check(snapshot: Snapshot) -> None:
     _check_meta(snapshot.meta)
     _lengths(snapshot)
     processes, vmas = snapshot.processes, snapshot.vmas
-    _demand((processes.pid >= 0).all(), "a pid below 0")
+    _check_processes(processes, snapshot.meta.page_size)
     _check_vmas(vmas, len(processes), len(snapshot.mappings), snapshot.meta.page_size)
     _check_mappings(snapshot)
     _check_frames(snapshot.frames, snapshot.compounds)
     if snapshot.ksmd is not None:
         check_ksmd(snapshot.ksmd, len(processes), snapshot.meta.page_size)
+    if snapshot.contents is not None:
+        _check_contents(snapshot.contents)
 
 
 def check_ksmd(state: KsmdState, processes: int, page_size: int) -> None:
@@ -154,6 +162,22 @@ def _lengths(snapshot: Snapshot) -> None:
                 continue
             wanted = rows + 1 if column == "offset" else rows
             _demand(len(values) == wanted, f"{part}.{column} has another length")
+
+
+def _check_processes(processes: Processes, page_size: int) -> None:
+    _demand((processes.pid >= 0).all(), "a pid below 0")
+    if processes.rss_pages is not None:
+        most = MOST_ADDRESSES // page_size
+        _demand(
+            ((processes.rss_pages >= 0) & (processes.rss_pages <= most)).all(),
+            "processes.rss_pages out of range",
+        )
+
+
+def _check_contents(contents: Contents) -> None:
+    _demand(len(contents.kind) == len(contents.hash), "contents.kind has another length")
+    _demand(bool(np.isin(contents.kind, list(ContentKind)).all()), "contents.kind out of range")
+    _demand(len(np.unique(contents.hash)) == len(contents), "a content twice")
 
 
 def _check_vmas(vmas: Vmas, processes: int, mappings: int, page_size: int) -> None:

@@ -83,6 +83,16 @@ class Entry(IntEnum):
     UNREADABLE = 8  # the table or struct page could not be read: entries lost
 
 
+class ContentKind(IntEnum):
+    """What the contents of a page are; column `Contents.kind`."""
+
+    UNKNOWN = 0  # changed, or went away, before it was looked at
+    ZERO = 1
+    CONSTANT_BYTE = 2  # one byte, not 0, in all places
+    REPEATED_WORD = 3  # one word of 8 bytes in all places
+    OTHER = 4
+
+
 @dataclass(frozen=True)
 class Processes:
     """One row per mm, in ksmd's scan order. P rows.
@@ -102,6 +112,8 @@ class Processes:
         str, I64
     ]  # ksm_rmap_items, ksm_merging_pages, ksm_zero_pages; absent: no such member
     ppid: I32 | None = None  # thread group id of the parent: whose state a fork inherits
+    rss_pages: I64 | None = None  # resident: anonymous, of files and shmem. None: unknown
+    user_ns: U32 | None = None  # inode number of the user namespace, 0 where unreadable
 
     def __len__(self) -> int:
         return len(self.pid)
@@ -171,6 +183,17 @@ class Compounds:
 
 
 @dataclass(frozen=True)
+class Contents:
+    """The contents that most frames have, at least two each: most frames first."""
+
+    hash: U64  # as Frames.hash; each once
+    kind: U8  # ContentKind
+
+    def __len__(self) -> int:
+        return len(self.hash)
+
+
+@dataclass(frozen=True)
 class KsmdState:
     """What ksmd remembers on a target on which it runs: its records, of all processes.
 
@@ -235,6 +258,7 @@ class Snapshot:
     frames: Frames
     compounds: Compounds
     ksmd: KsmdState | None = None
+    contents: Contents | None = None
 
 
 def has_merged(snapshot: Snapshot) -> bool:

@@ -24,7 +24,7 @@ from ksm_eval.sweep import sweep
 from ksm_eval.target import Process, Selection, Vma, WalkedVmas, read_page
 from ksm_eval.target.kernel import KernelTarget
 from ksm_eval.target.program import open_core
-from tests.fixtures import NAMES, TINY, opted_in, snapshot, target, truth, vmcore
+from tests.fixtures import NAMES, TINY, WARM, opted_in, snapshot, target, truth, vmcore
 
 
 @pytest.fixture(params=NAMES)
@@ -71,6 +71,29 @@ def test_all_processes(name: str) -> None:
         assert found.comm[row] == process["comm"]
         assert found.cgroup[row] == process["cgroup"]
         assert found.uid[row] == process["uid"]
+
+
+@pytest.mark.parametrize("name", [*NAMES, *WARM])
+def test_resident_pages_are_those_of_smaps(name: str) -> None:
+    """To the page, with what the CPU had not yet added to the counters."""
+    found = everything(name)
+    assert found.processes.rss_pages is not None
+    rss = dict.fromkeys(pids(found), 0)
+    for vma in truth(name)["before"]["vmas"]:
+        if vma["pid"] in rss:  # threads-vm is not
+            rss[vma["pid"]] += vma["rss_kb"] * 1024 // found.meta.page_size
+    mine = dict(zip(found.processes.pid.tolist(), found.processes.rss_pages.tolist(), strict=True))
+    assert mine.pop(1) > 0  # init is in no truth list
+    del rss[1]
+    assert mine == rss
+    assert sum(rss.values()) > 8000
+
+
+def test_user_namespaces(name: str) -> None:
+    """All are in the first: PROC_USER_INIT_INO, include/linux/proc_ns.h."""
+    found = everything(name).processes
+    assert found.user_ns is not None
+    assert set(found.user_ns.tolist()) == {0xEFFFFFFD}
 
 
 def test_scan_order_is_registration_order(name: str) -> None:

@@ -20,8 +20,8 @@ from ksm_eval import cli
 from ksm_eval.collect import collect
 from ksm_eval.errors import TargetError, UsageError
 from ksm_eval.evaluate import open_live
-from ksm_eval.snapshot import U64, Entry, FrameFlag, MappingFlag, Snapshot, has
-from ksm_eval.target import Gone, Selection, Target, Unreadable, proc_pages, read_page
+from ksm_eval.snapshot import U64, ContentKind, Entry, FrameFlag, MappingFlag, Snapshot, has
+from ksm_eval.target import Gone, Selection, Target, Unreadable, proc_pages, proc_tasks, read_page
 from ksm_eval.target.proc_tasks import ProcGroup, read_ksm_stat
 from ksm_eval.target.procfs import ProcTarget
 from tests import host
@@ -101,6 +101,32 @@ def test_every_page_is_there(frozen: list[int], snapshot: Snapshot) -> None:
     # 40 PROT_NONE pages in each process; 200 zero pages and 12 in a THP, once.
     assert int(has(snapshot.mappings.flags, MappingFlag.PROT_NONE).sum()) == 40 * len(frozen)
     assert int(has(snapshot.frames.flags, FrameFlag.ZERO).sum()) >= 212
+
+
+def test_resident_pages(frozen: list[int], snapshot: Snapshot) -> None:
+    """As statm has them. smaps counts page-table entries: what the CPUs have not yet added to the
+    three counters is missing before 6.16 (mm_counters.py)."""
+    assert snapshot.processes.rss_pages is not None
+    cpus = os.cpu_count() or 1
+    slack = 3 * cpus * max(32, 2 * cpus)
+    for pid, rss in zip(frozen, snapshot.processes.rss_pages.tolist(), strict=True):
+        assert rss == int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        assert rss == pytest.approx(smaps_kb([pid], "Rss") * 1024 // PAGE, abs=slack)
+        assert rss > 1000
+
+
+def test_contents_that_most_frames_have(snapshot: Snapshot) -> None:
+    """prefork.py: zero pages, and random ones."""
+    assert snapshot.contents is not None
+    hashes, counts = np.unique(snapshot.frames.hash, return_counts=True)
+    of = dict(zip(hashes.tolist(), counts.tolist(), strict=True))
+    found = [of[value] for value in snapshot.contents.hash.tolist()]
+    assert found == sorted(counts[counts > 1].tolist(), reverse=True)[:100]
+    kinds = snapshot.contents.kind.tolist()
+    assert kinds[0] == ContentKind.ZERO
+    assert kinds.count(ContentKind.ZERO) == 1
+    assert ContentKind.UNKNOWN not in kinds
+    assert kinds.count(ContentKind.OTHER) > 80
 
 
 def test_mapcounts(frozen: list[int], snapshot: Snapshot) -> None:
@@ -259,6 +285,31 @@ def test_a_shared_mm_counts_once(sleeper: Callable[[str], list[int]], target: Ta
     finally:
         os.kill(shared, signal.SIGKILL)
         os.kill(forked, signal.SIGKILL)
+
+
+def test_user_namespaces(sleeper: Callable[[str], list[int]], target: Target) -> None:
+    """Each process's as it sees it itself."""
+    pid, error, inside = sleeper(
+        "error = ctypes.CDLL(None, use_errno=True).unshare(0x10000000) and ctypes.get_errno()\n"
+        "print(error, os.stat('/proc/self/ns/user').st_ino, flush=True)"
+    )
+    if error:
+        pytest.skip(f"unshare(CLONE_NEWUSER) is not permitted: {os.strerror(error)}")
+    own = Path("/proc/self/ns/user").stat().st_ino
+    assert inside != own
+    found = target.processes(Selection(pids=(pid, os.getpid())))
+    assert {process.pid: process.user_ns for process in found} == {pid: inside, os.getpid(): own}
+
+
+def test_no_user_namespace_to_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(proc_tasks, "PROC", tmp_path)
+    assert proc_tasks.user_ns(7) == 0
+    (tmp_path / "7/ns").mkdir(parents=True)
+    (tmp_path / "7/ns/user").symlink_to("user:[4026531837]")
+    assert proc_tasks.user_ns(7) == 4026531837
+    (tmp_path / "8/ns").mkdir(parents=True)
+    (tmp_path / "8/ns/user").symlink_to("nothing known")
+    assert proc_tasks.user_ns(8) == 0
 
 
 def test_processes_that_end(sleeper: Callable[[str], list[int]]) -> None:

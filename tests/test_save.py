@@ -22,6 +22,8 @@ from ksm_eval.save import VERSION, load, save
 from ksm_eval.snapshot import (
     NO_COMPOUND,
     Compounds,
+    ContentKind,
+    Contents,
     Entry,
     Frames,
     Mappings,
@@ -135,6 +137,14 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
     def texts(rows: int) -> list[str]:
         return draw(st.lists(ANY_TEXT, min_size=rows, max_size=rows))
 
+    def optional(low: int, high: int, rows: int, dtype: type[np.generic]) -> Any:
+        return column(low, high, rows, dtype) if draw(st.booleans()) else None
+
+    contents = None
+    if draw(st.booleans()):
+        distinct = draw(st.lists(st.integers(0, 2**64 - 1), max_size=4, unique=True))
+        kind = column(0, len(ContentKind) - 1, len(distinct), np.uint8)
+        contents = Contents(np.array(distinct, np.uint64), kind)
     order = column(0, max(0, n_frames - 1), n_frames, np.uint32) if draw(st.booleans()) else None
     number = st.integers(0, 31)
     rules: dict[str, Any] = {
@@ -166,6 +176,9 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
                 name: column(-(2**63), 2**63 - 1, n_processes, np.int64)
                 for name in draw(st.lists(ANY_TEXT, max_size=2, unique=True))
             },
+            ppid=optional(0, 1 << 22, n_processes, np.int32),
+            rss_pages=optional(0, 1 << 44, n_processes, np.int64),
+            user_ns=optional(0, 2**32 - 1, n_processes, np.uint32),
         ),
         vmas=Vmas(
             process=np.array(owners, np.uint32),
@@ -198,8 +211,9 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
             pages=np.full(n_compounds, 512, np.uint32),
             pinned=column(0, 1, n_compounds, np.bool_),
             pmd_mapcount=column(0, 2**32 - 1, n_compounds, np.uint32),
-            pte_behind=column(0, 1, n_compounds, np.bool_) if draw(st.booleans()) else None,
+            pte_behind=optional(0, 1, n_compounds, np.bool_),
         ),
+        contents=contents,
     )
 
 
@@ -225,6 +239,63 @@ def test_round_trip(tmp_path: Path, made: Snapshot) -> None:
     path = tmp_path / "round"
     save(made, path)
     assert_equal(load(path), made)
+
+
+def with_facts() -> Snapshot:
+    """With what older files do not have."""
+    made = snapshot()
+    processes = replace(
+        made.processes,
+        rss_pages=np.array([5, 1 << 44], np.int64),
+        user_ns=np.array([0xEFFFFFFD, 0], np.uint32),
+    )
+    return replace(
+        made,
+        processes=processes,
+        contents=Contents(np.array([3, 1], np.uint64), np.array([4, 1], np.uint8)),
+    )
+
+
+def test_older_files(tmp_path: Path) -> None:
+    """They lack some members, in any combination."""
+    path = tmp_path / "older"
+    save(with_facts(), path)
+    assert_equal(load(path), with_facts())
+    members = ("processes.rss_pages", "processes.user_ns", "contents.hash", "contents.kind")
+    for member in members[:2]:
+        edited(path, drop(member))
+    edited(path, lambda found: [found.pop(member) for member in members[2:]].clear())
+    assert_equal(load(path), snapshot())
+    save(with_facts(), path)
+    found = load(edited(path, drop("processes.rss_pages")))
+    assert found.processes.rss_pages is None
+    assert found.processes.user_ns is not None
+    assert found.contents is not None
+    for member in members[2:]:
+        save(with_facts(), path)
+        refused(edited(path, drop(member)), "is damaged: only a part of the contents")
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda: put("processes.rss_pages", [5]), "processes.rss_pages has another length"),
+        (lambda: put("processes.rss_pages", [5, -1]), "processes.rss_pages out of range"),
+        (lambda: put("processes.rss_pages", [5, (1 << 44) + 1]), "rss_pages out of range"),
+        (lambda: put("processes.rss_pages", [5, 6], np.int32), "is of another type"),
+        (lambda: put("processes.user_ns", [5]), "processes.user_ns has another length"),
+        (lambda: put("processes.user_ns", [5, 6], np.uint64), "is of another type"),
+        (lambda: put("contents.kind", [4]), "contents.kind has another length"),
+        (lambda: put("contents.kind", [[4, 1]]), "is of another type"),
+        (lambda: put("contents.kind", [4, 5]), "contents.kind out of range"),
+        (lambda: put("contents.kind", [255, 0]), "contents.kind out of range"),
+        (lambda: put("contents.hash", [3, 3]), "a content twice"),
+    ],
+)
+def test_facts_that_cannot_be(tmp_path: Path, change: Callable[[], Edit], match: str) -> None:
+    path = tmp_path / "facts"
+    save(with_facts(), path)
+    refused(edited(path, change()), f"is damaged: .*{match}")
 
 
 def test_equal_snapshots_give_equal_files_their_owner_can_read(tmp_path: Path) -> None:

@@ -53,6 +53,8 @@ class Process:
     handle: object
     selected: bool = True  # False: not asked for, but ksmd works on it already
     ppid: int = 0  # of real_parent's thread group
+    rss_pages: int | None = None  # None: unknown
+    user_ns: int = 0  # inode number of its user namespace; 0: unreadable
     unreadable: str = ""  # why nothing more can be said of it; "" if it can
     anon_pages: int = 0  # about as many has it now, by the kernel's own count; 0 if unknown
     merge_any: bool = False

@@ -135,6 +135,17 @@ def _status(pid: int, key: str) -> list[str]:
     return []
 
 
+def user_ns(pid: int) -> int:
+    """Inode number of its user namespace, 0 if unreadable."""
+    try:
+        name = (PROC / str(pid) / "ns" / "user").readlink().name  # user:[4026531837]
+    except OSError as error:
+        check_open_files(error)
+        return 0
+    number = name.removeprefix("user:[").removesuffix("]")
+    return int(number) if number.isdecimal() else 0
+
+
 def cgroup_path(tgid: int) -> str:
     """cgroup v2 path as the caller's cgroup namespace shows it, "" if unknown."""
     try:
@@ -303,6 +314,7 @@ def _process(group: ProcGroup, selected: bool) -> Process:
             unreadable = NO_PTRACE
     uid = _status(group.tgid, "Uid")
     anon = _status(group.task, "RssAnon")  # kB
+    rss = _status(group.task, "VmRSS")  # kB; before 6.16 without what each CPU has not yet added
     return Process(
         pid=group.tgid,
         comm=group.comm,
@@ -314,6 +326,8 @@ def _process(group: ProcGroup, selected: bool) -> Process:
         handle=group,
         selected=selected,
         ppid=group.parent,
+        rss_pages=int(rss[0]) * 1024 // PAGE_SIZE if rss else None,
+        user_ns=user_ns(group.task),
         unreadable=unreadable,
         anon_pages=int(anon[0]) * 1024 // PAGE_SIZE if anon else 0,
         merge_any=ksm.merge_any,

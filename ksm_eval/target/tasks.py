@@ -13,11 +13,11 @@ from drgn.helpers.linux.pid import for_each_task
 
 from ksm_eval.errors import TargetError, UsageError
 from ksm_eval.target import Process, Selection
+from ksm_eval.target.mm_counters import MM_ANONPAGES, MmCounters, mm_counters, rss_pages
 from ksm_eval.target.pid_ns import INITIAL, number, tgid_number
 from ksm_eval.target.selecting import select
 
 INVALID_UID = 0xFFFFFFFF  # include/linux/uidgid.h: for a process whose credentials are not there
-MM_ANONPAGES = 1  # include/linux/mm_types_task.h
 PF_KTHREAD = 0x00200000  # include/linux/sched.h; a macro, so not in debug info
 ATTEMPTS = 5  # of what a running kernel may change while it is read
 
@@ -180,23 +180,6 @@ def _observed(mm: Object) -> dict[str, int]:
     return found
 
 
-def _anon_pages(mm: Object) -> int:
-    """get_mm_counter(mm, MM_ANONPAGES), KSM pages included; 0 if unknown.
-
-    Since 6.2 (commit f1a7941243c1) without what each CPU has not yet added, up to
-    percpu_counter_batch: to sum those up takes too long where there are many CPUs and processes.
-    """
-    try:
-        counters = mm.rss_stat
-        try:
-            pages = counters.count[MM_ANONPAGES].counter.value_()
-        except AttributeError:
-            pages = counters[MM_ANONPAGES].count.value_()
-    except (AttributeError, LookupError, TypeError):
-        return 0
-    return max(0, int(pages))
-
-
 def _merge_any(mm: Object) -> bool:
     """MMF_VM_MERGE_ANY, 6.4+. Its number is a macro: 29, and 30 from 6.7 on, where 29 is
     MMF_HAS_MDWE_NO_INHERIT, which is never without 28, MMF_HAS_MDWE."""
@@ -210,8 +193,19 @@ def _merge_any(mm: Object) -> bool:
     return bool(bits & 1 << 30) or (bits >> 28 & 3) == 2
 
 
+def _user_ns(task: Object) -> int:
+    """Inode number, 0 if unreadable. Of real_cred, as /proc/PID/ns/user has it: what others must
+    have rights over to act on the task (__ptrace_may_access()). `cred`, by which it acts itself,
+    is for moments another's (override_creds())."""
+    try:
+        return int(task.real_cred.user_ns.ns.inum.value_())
+    except (AttributeError, LookupError, FaultError):
+        return 0
+
+
 def _process(
     group: _Group,
+    counters: MmCounters,
     cgroup: Callable[[Object], str],
     registered: bool,
     selected: bool,
@@ -223,12 +217,12 @@ def _process(
         uid = leader.real_cred.uid.val.value_()
     except FaultError:
         uid = INVALID_UID
-    observed, merge_any, anon, unreadable = dict[str, int](), False, 0, ""
+    observed, merge_any, unreadable = dict[str, int](), False, ""
     try:
         observed, merge_any = _observed(group.mm), _merge_any(group.mm)
-        anon = _anon_pages(group.mm)
     except FaultError:
         unreadable = "its mm cannot be read"
+    pages = counters(group.mm)
     return Process(
         pid=max(0, group.tgid),
         comm=group.comm,
@@ -240,8 +234,10 @@ def _process(
         handle=Handle(group.mm, group.owner, _start_time(group.owner), explicit),
         selected=selected,
         ppid=group.parent,
+        rss_pages=rss_pages(pages),
+        user_ns=_user_ns(leader),
         unreadable=unreadable,
-        anon_pages=anon,
+        anon_pages=0 if pages is None else pages[MM_ANONPAGES],
         merge_any=merge_any,
     )
 
@@ -266,7 +262,7 @@ def select_processes(
     Raises UsageError for a selection that names nothing, TargetError for an unreadable list.
     """
     groups = _groups(prog, namespace)
-    cgroup = _cgroup_paths(prog)
+    cgroup, counters = _cgroup_paths(prog), mm_counters(prog)
     pids = set(selection.pids)
     seen = {tgid: group for tgid, group in groups.items() if tgid >= 0}
     chosen = select(seen, selection, lambda tgid: cgroup(groups[tgid].leader))
@@ -287,7 +283,7 @@ def select_processes(
             continue
         explicit = not pids.isdisjoint(group.pids)
         try:
-            process = _process(group, cgroup, address in rank, selected, explicit)
+            process = _process(group, counters, cgroup, address in rank, selected, explicit)
         except FaultError:
             if not prog.flags & ProgramFlags.IS_LIVE:
                 raise

@@ -32,6 +32,7 @@ HIDDEN_IN_FRAMES = F.PINNED | F.EXCLUSIVE
 NAMES = {"[heap]": "", "[tmpfs]": "/dev/zero (deleted)"}
 # Start times are in clock ticks; smaps has letters for some of vm_flags only (SHOWN). Before
 # 6.14 nothing tells which processes have opted in until ksmd has seen them: it scans those first.
+# Of resident pages, /proc leaves out before 6.16 what CPUs have not yet added: not compared.
 # Compounds.pte_behind, in the kernels that have Rules.pmd_at_a_time, is not compared.
 # general_profit is a file of sysfs alone, which computes it from the other counters.
 # Of an entry, pagemap has neither the right to write nor the dirty bit.
@@ -60,6 +61,8 @@ def _tables(snapshot: Snapshot) -> dict[str, dict[str, list[Any]]]:
     """Every column as it must be by both ways; processes by pid, see `known` in compared()."""
     processes, vmas, frames = snapshot.processes, snapshot.vmas, snapshot.frames
     assert processes.ppid is not None
+    assert processes.user_ns is not None
+    assert snapshot.contents is not None
     by_pid = np.argsort(processes.pid)
     by_vma = np.lexsort((vmas.start, processes.pid[vmas.process]))
     counts = np.diff(vmas.offset)
@@ -90,6 +93,7 @@ def _tables(snapshot: Snapshot) -> dict[str, dict[str, list[Any]]]:
             "start_time": of(by_pid, processes.start_time // np.uint64(NS_PER_TICK)),
             "selected": of(by_pid, processes.selected),
             "ppid": of(by_pid, processes.ppid),
+            "user_ns": of(by_pid, processes.user_ns),
             **{name: of(by_pid, column) for name, column in processes.observed.items()},
         },
         "vmas": {
@@ -124,6 +128,10 @@ def _tables(snapshot: Snapshot) -> dict[str, dict[str, list[Any]]]:
                     ("pmd_mapcount", snapshot.compounds.pmd_mapcount),
                 )
             },
+        },
+        "contents": {
+            "": [f"{value:#x}" for value in snapshot.contents.hash.tolist()],
+            "kind": snapshot.contents.kind.tolist(),
         },
     }
 
