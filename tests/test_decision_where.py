@@ -203,6 +203,20 @@ def test_choices_keep_both_sides_of_a_pair_and_all_that_map_a_frame() -> None:
     )
 
 
+def test_a_choice_of_many_is_near_the_smallest() -> None:
+    """Pairs of processes that have a page in common: 180 pairs of 200."""
+    builder = Builder()
+    for number in range(200):
+        for _ in range(2):
+            builder.process(builder.frame(f"{number}"))
+    memory = builder.build()
+    for choice in choices(memory, Settings(), predict(memory, Settings())):
+        assert 360 <= choice.size <= 363
+        assert choice.considered == 400
+        assert choice.frames_freed == choice.size // 2
+        assert len(choice.members) == 100
+
+
 def test_choices_where_ksmd_works_already() -> None:
     """What is not selected cannot be chosen, and is there anyway."""
     builder = Builder()

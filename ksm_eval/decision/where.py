@@ -21,6 +21,10 @@ F64 = NDArray[np.float64]
 ENOUGH = 0.9
 """Share of the frames freed that a Choice has to reach."""
 
+NEAR = 100
+"""A choice is made where one smaller by 1 in NEAR would not do: each that is tried costs a
+prediction. Below twice NEAR that is a single member."""
+
 ROWS = 100
 """Processes or VMAs that are named at most."""
 
@@ -149,9 +153,9 @@ class _Search:
                 known[members] = predict(part, self.settings).savings.frames_freed
             return known[members]
 
-        few, many, step = -1, count, 1  # so few are not enough; so many are
-        guess = self._guess(of, enough)
-        while many - few > 1:
+        few, many = -1, count  # so few are not enough; so many are
+        guess, step = self._guess(of, enough), max(count // NEAR, 1)
+        while many - few > max(many // NEAR, 1):
             tried = min(max(guess, few + 1), many - 1)
             if freed(tried) >= enough:
                 many, guess = tried, tried - step

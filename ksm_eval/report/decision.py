@@ -40,8 +40,8 @@ class GroupRow:
 
 @dataclass(frozen=True)
 class Choice:
-    """The smallest set found that gives `share` of the saving, 90 % or more: the best by the PSS
-    that they lose are added one by one, and what they give together is a prediction of its own.
+    """The smallest set found, to 1 % of its size, that gives `share` of the saving, 90 % or more:
+    the best by the PSS that they lose, and what they free together is a prediction of its own.
     KSM needs both sides of a pair, and all that map a frame: it is not the sum of their gains."""
 
     of: str  # "processes" or "vmas"
