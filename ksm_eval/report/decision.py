@@ -40,12 +40,13 @@ class GroupRow:
 
 @dataclass(frozen=True)
 class Choice:
-    """The smallest set found that gives `share` of the saving: the best are added one by one, and
-    what they give together is a prediction of its own. KSM needs both sides of a pair, so it is
-    more than the sum of their gains."""
+    """The smallest set found, to 1 % of its size, that gives `share` of the saving, 90 % or more:
+    the best by the PSS that they lose, and what they free together is a prediction of its own.
+    KSM needs both sides of a pair, and all that map a frame: it is not the sum of their gains."""
 
     of: str  # "processes" or "vmas"
-    members: tuple[str, ...]  # "1234 (comm)", or "1234 (comm) 0x7f00-0x7f10 [heap]"
+    members: tuple[str, ...]  # the first 100: "1234 (comm)", "1234 (comm) 0x7f00-0x7f10 [heap]"
+    size: int  # how many it takes
     considered: int  # how many there were
     frames_freed: int
     share: float  # of the frames that all of them would free, 0 to 1
@@ -53,7 +54,9 @@ class Choice:
 
 @dataclass(frozen=True)
 class Madvise:
-    """A VMA worth madvise(MADV_MERGEABLE), best first."""
+    """A VMA worth madvise(MADV_MERGEABLE), best first; the first 100 of them. Its gain is that
+    with all others: where pages are shared since a fork, the parent's VMA may have to be there
+    though it gains nothing, see Choice."""
 
     pid: int
     comm: str
@@ -78,18 +81,27 @@ class Content:
 
 @dataclass(frozen=True)
 class Kinds:
-    """What kind of duplicates there are: frames that are too many, by where their equals are."""
+    """What kind of duplicates there are.
 
-    zero_frames: int  # of zero pages, all but one
-    inside_process: int  # duplicates inside one process
+    The frames freed, by where their equals are: zero_frames + inside_process + between_processes
+    - copies = frames_freed. And those that stay though they are too many: `blocked`.
+    """
+
+    zero_frames: int  # freed frames of zero pages, by whatever means
+    inside_process: int  # freed frames that have an equal in a process that maps them
     between_processes: int  # that only another process has
+    copies: int  # frames that ksmd made in vain: merges that it had to undo
     fork_shared: int  # mappings beyond the first of their frame: shared already, no saving
     contents: int  # that several frames have
-    top: tuple[Content, ...]  # by frames
+    top: tuple[Content, ...]  # that merge, by frames
     concentration: tuple[tuple[int, int], ...]  # (contents, frames freed by them), best first
     thps_split: int
     pages_per_split: float | None  # frames freed in split THPs by THPs split
-    blocked: Mapping[str, int]  # why duplicates stay: "pinned", "cap", "prot_none" -> frames
+    blocked: Mapping[str, int]
+    """Why frames beyond the first of a content stay -> frames; without reasons that there are not.
+    "pinned": more references than mappings explain, or a twin in the way has; "cap":
+    max_page_sharing; "outside": merged, but a process that was not selected maps it; "prot_none":
+    PROT_NONE pages in the unstable tree (6.1); "other": a THP that holds both, mlocked pages …"""
 
 
 @dataclass(frozen=True)
@@ -104,7 +116,8 @@ class Reason:
 
 @dataclass(frozen=True)
 class Split:
-    """Frames freed if only pages of one uid (cgroup, user namespace) might share, and the rest."""
+    """Frames freed if only pages of one uid (cgroup, user namespace) might share, and the rest. A
+    page that several of them map since a fork shares with those of just the same ones."""
 
     by: str  # "uid", "cgroup" or "user_ns"
     groups: int
@@ -170,11 +183,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Pair:
-    """Frames that one process (or group) has of contents that the other has, too."""
+    """Frames that merge of contents that two of the processes that gain most both have. What both
+    map since a fork does not count."""
 
-    first: int  # rows in Report.processes
-    second: int
-    frames: int  # the smaller of the two counts, content by content
+    first: int  # rows in Report.processes, first <= second
+    second: int  # the same as `first`: duplicates inside the process
+    frames: int  # content by content the smaller of the two counts; inside: all but one
 
 
 @dataclass(frozen=True)
@@ -190,5 +204,9 @@ class Decision:
     cost: Cost
     what_if: tuple[WhatIf, ...]  # with --what-if
     pairs: tuple[Pair, ...]  # who shares with whom, the largest first
-    page_classes: Mapping[str, int]  # candidate mappings by what becomes of them
+    page_classes: Mapping[str, int]
+    """Candidate mappings by what becomes of them; their sum is all. "merged": a KSM page;
+    "zero_page": by use_zero_pages; "thp_zero": by a THP split; "duplicate": stays, though other
+    frames have this content; "fork_shared": no other frame has it, other processes map it;
+    "unique"; "copied": a copy that ksmd made in vain; "unreadable"."""
     next_steps: tuple[Step, ...]
