@@ -26,11 +26,11 @@ def simulate_passes(snapshot: Snapshot, settings: Settings, passes: int) -> Pass
     divided = divide(snapshot)
     replay = simulate(divided.rest, settings, passes)
     smart = settings.smart_scan and snapshot.meta.rules.smart_scan
-    visited = _visited(smart)
+    visits_of_plain = visited(smart)
     results = []
     visits = skips = 0
     for number, of_rest in enumerate(replay.passes, 1):
-        scanned = next(visited)
+        scanned = next(visits_of_plain)
         visits += scanned
         skips += not scanned
         # The first visit notes the checksum; a page that is skipped is in no tree.
@@ -39,7 +39,7 @@ def simulate_passes(snapshot: Snapshot, settings: Settings, passes: int) -> Pass
     return Passes(results, replay.inexact)
 
 
-def _visited(smart: bool) -> Iterator[bool]:
+def visited(smart: bool) -> Iterator[bool]:
     """In which passes a page that never merges is visited: should_skip_rmap_item()."""
     age = skips = 0
     while True:
