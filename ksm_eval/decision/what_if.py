@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -91,7 +92,7 @@ def left_out(snapshot: Snapshot, settings: Settings) -> tuple[str, ...]:
     return tuple(reasons)
 
 
-def _variants(snapshot: Snapshot, settings: Settings) -> Iterator[tuple[str, int | bool]]:
+def _variants(snapshot: Snapshot, settings: Settings) -> Iterator[tuple[str, Any]]:
     merged = has_merged(snapshot)
     if not merged:
         for sharing in sorted({*SHARINGS, settings.max_page_sharing}):
@@ -171,7 +172,7 @@ def without_process(snapshot: Snapshot, row: int) -> Snapshot:
 def _without_row(processes: Processes, row: int) -> Processes:
     others = np.arange(len(processes)) != row
 
-    def kept(column: object) -> object:
+    def kept(column: Any) -> Any:
         if isinstance(column, np.ndarray):
             return column[others]
         if isinstance(column, list):

@@ -9,11 +9,10 @@ from numpy.typing import NDArray
 
 from ksm_eval.report.decision import Reason
 from ksm_eval.snapshot import Entry, FrameFlag, MappingFlag, Snapshot, has
-from ksm_eval.target.vma_rules import NOT_MERGEABLE
 
 ADVICE = {
     # VMAs: target/vma_rules.py
-    NOT_MERGEABLE: "offer it: prctl(PR_SET_MEMORY_MERGE), systemd's MemoryKSM=yes, or "
+    "VM_MERGEABLE not set": "offer it: prctl(PR_SET_MEMORY_MERGE), systemd's MemoryKSM=yes, or "
     "madvise(MADV_MERGEABLE) on these VMAs",
     "shared mapping": "KSM merges private anonymous memory only; for QEMU guests use "
     "memory-backend-ram without share=on (memfd and virtiofs need it shared: no KSM then)",
