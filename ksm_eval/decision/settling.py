@@ -1,0 +1,97 @@
+"""How many full scans it takes until the saving is there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ksm_eval.replay.converged import Prediction
+from ksm_eval.replay.ksmd import Ksmd
+from ksm_eval.replay.rules import Settings
+from ksm_eval.replay.savings import savings
+from ksm_eval.snapshot import Snapshot
+
+SHARES = (50, 90, 99)  # percent
+SMALL = 200_000  # mappings; their replay takes less than a second a scan
+_MOST = 40  # full scans replayed
+
+
+@dataclass(frozen=True)
+class Settling:
+    """By percent of the frames freed in the end, as text: "50" …; empty if nothing is."""
+
+    passes: dict[str, int] = field(default_factory=dict)  # full scans, the last one begun counts
+    scans: dict[str, float] = field(default_factory=dict)  # the same with the part of the last one
+    how: str = ""
+
+
+def settling(
+    snapshot: Snapshot, settings: Settings, prediction: Prediction, *, replay: bool = False
+) -> Settling:
+    """Counted from the first scan that finds these pages. `replay`: however large.
+
+    Small memory is replayed scan by scan; between the ends of two scans the saving is taken to
+    grow evenly. Of large memory the pages that merge in the obvious way do so in the second scan
+    (in the first ksmd notes the checksums), as it comes to the last mapping of each frame that
+    goes; what is not obvious may take until the counters stand.
+    """
+    final = prediction.savings.frames_freed
+    if final <= 0:
+        return Settling()
+    if replay or len(prediction.divided.rest.mappings) <= SMALL:
+        return _replayed(settings, prediction, final)
+    return _estimated(snapshot, prediction, final)
+
+
+def _replayed(settings: Settings, prediction: Prediction, final: int) -> Settling:
+    rest = prediction.divided.rest
+    ksmd = Ksmd(rest, settings)
+    freed = [0]
+    while len(freed) <= min(max(prediction.passes, 2), _MOST) and freed[-1] * 100 < final * 99:
+        ksmd.full_scan()
+        freed.append(savings(rest, ksmd.outcome(), 0, 0).frames_freed)
+    found = Settling(how="replayed")
+    for share in SHARES:
+        wanted = final * share / 100
+        number = next((n for n, count in enumerate(freed) if count >= wanted), None)
+        if number is None:  # still moving after _MOST scans
+            found.passes[str(share)] = prediction.passes
+            found.scans[str(share)] = float(prediction.passes)
+            continue
+        before = freed[number - 1]
+        found.passes[str(share)] = number
+        found.scans[str(share)] = number - 1 + (wanted - before) / (freed[number] - before)
+    return found
+
+
+def _estimated(snapshot: Snapshot, prediction: Prediction, final: int) -> Settling:
+    late = min(prediction.replayed, final)  # a mapping frees one frame at most
+    found = Settling(how="at most: large memory is not replayed scan by scan")
+    parts = _parts_of_second_scan(snapshot, prediction)
+    for share in SHARES:
+        if final * share / 100 <= final - late and len(parts):
+            found.passes[str(share)] = 2
+            wanted = min(int(np.ceil(len(parts) * share / 100)), len(parts))
+            found.scans[str(share)] = 1 + float(parts[wanted - 1])
+        else:
+            found.passes[str(share)] = max(prediction.passes, 2)
+            found.scans[str(share)] = float(found.passes[str(share)])
+    return found
+
+
+def _parts_of_second_scan(snapshot: Snapshot, prediction: Prediction) -> NDArray[np.float64]:
+    """For each frame that goes, ascending, where its last mapping is in the scan, 0 to 1."""
+    divided, rest = prediction.divided, prediction.divided.rest
+    frame, after = rest.mappings.frame, prediction.outcome.frame
+    last = np.zeros(len(rest.frames), np.int64)
+    last[frame] = np.flatnonzero(divided.kept)  # of equal rows the last one stays
+    moved = after != frame
+    gone = np.zeros(len(rest.frames), np.bool_)
+    gone[frame[moved]] = True
+    gone[frame[~moved]] = False
+    placed = after[(after >= 0) & (after < len(rest.frames))]
+    gone[placed] = False
+    parts: NDArray[np.float64] = np.sort(last[gone] + 1) / max(len(snapshot.mappings), 1)
+    return parts
