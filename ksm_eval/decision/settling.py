@@ -7,14 +7,24 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from ksm_eval.decision.fate import fate_of
 from ksm_eval.replay.converged import Prediction
 from ksm_eval.replay.ksmd import Ksmd
 from ksm_eval.replay.rules import Settings
-from ksm_eval.replay.savings import savings
+from ksm_eval.replay.savings import Nodes, Placed, savings
+from ksm_eval.replay.subset import without_plain
+from ksm_eval.replay.visits import Visits
 from ksm_eval.snapshot import Snapshot
+from ksm_eval.tables import BLOCK
 
 SHARES = (50, 90, 99)  # percent
 SMALL = 200_000  # mappings; their replay takes less than a second a scan
+_NO_NODES = Nodes(
+    frames=np.empty(0, np.uint32),
+    bounds=np.zeros(1, np.int64),
+    ksm=np.empty(0, np.uint32),
+    mappings=np.empty(0, np.int64),
+)
 _MOST = 40  # full scans replayed
 
 
@@ -40,18 +50,20 @@ def settling(
     final = prediction.savings.frames_freed
     if final <= 0:
         return Settling()
-    if replay or len(prediction.divided.rest.mappings) <= SMALL:
-        return _replayed(settings, prediction, final)
+    rest = without_plain(snapshot)
+    if replay or len(rest.mappings) <= SMALL:
+        return _replayed(rest, settings, prediction, final)
     return _estimated(snapshot, prediction, final)
 
 
-def _replayed(settings: Settings, prediction: Prediction, final: int) -> Settling:
-    rest = prediction.divided.rest
-    ksmd = Ksmd(rest, settings)
+def _replayed(rest: Snapshot, settings: Settings, prediction: Prediction, final: int) -> Settling:
+    ksmd, visits = Ksmd(rest, settings), Visits(rest)
+    positions = np.arange(len(rest.mappings))
     freed = [0]
     while len(freed) <= min(max(prediction.passes, 2), _MOST) and freed[-1] * 100 < final * 99:
         ksmd.full_scan()
-        freed.append(savings(rest, ksmd.outcome(), 0, 0).frames_freed)
+        placed = Placed(_NO_NODES, positions, ksmd.outcome())
+        freed.append(savings(rest, visits, placed, 0, 0).frames_freed)
     found = Settling(how="replayed")
     for share in SHARES:
         wanted = final * share / 100
@@ -83,15 +95,11 @@ def _estimated(snapshot: Snapshot, prediction: Prediction, final: int) -> Settli
 
 def _parts_of_second_scan(snapshot: Snapshot, prediction: Prediction) -> NDArray[np.float64]:
     """For each frame that goes, ascending, where its last mapping is in the scan, 0 to 1."""
-    divided, rest = prediction.divided, prediction.divided.rest
-    frame, after = rest.mappings.frame, prediction.outcome.frame
-    last = np.zeros(len(rest.frames), np.int64)
-    last[frame] = np.flatnonzero(divided.kept)  # of equal rows the last one stays
-    moved = after != frame
-    gone = np.zeros(len(rest.frames), np.bool_)
-    gone[frame[moved]] = True
-    gone[frame[~moved]] = False
-    placed = after[(after >= 0) & (after < len(rest.frames))]
-    gone[placed] = False
-    parts: NDArray[np.float64] = np.sort(last[gone] + 1) / max(len(snapshot.mappings), 1)
+    fate = fate_of(snapshot, prediction)
+    mapped = snapshot.mappings.frame
+    last = np.zeros(len(snapshot.frames), np.int64)
+    for begin in range(0, len(mapped), BLOCK):
+        rows = mapped[begin : begin + BLOCK]
+        last[rows] = np.arange(begin, begin + len(rows))  # of equal rows the last one stays
+    parts: NDArray[np.float64] = np.sort(last[fate.freed] + 1) / max(len(mapped), 1)
     return parts

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from ksm_eval.decision.fate import fate_of
 from ksm_eval.decision.words import counted, duration, percent, size
-from ksm_eval.replay.contents import Kind, mappings_of
+from ksm_eval.replay.contents import Kind
 from ksm_eval.replay.converged import Prediction
 from ksm_eval.report.decision import Verdict
 from ksm_eval.report.model import Completeness, Savings, Stillness
@@ -101,7 +102,7 @@ def _explained(snapshot: Snapshot, prediction: Prediction, saved: Savings, profi
     difference = profit - saved.net_bytes
     if abs(difference) <= max(LITTLE * abs(saved.net_bytes), snapshot.meta.page_size):
         return ""
-    forked, outside = _not_freed(prediction)
+    forked, outside = _not_freed(snapshot, prediction)
     reasons = []
     if forked:
         reasons.append(
@@ -128,16 +129,18 @@ def _explained(snapshot: Snapshot, prediction: Prediction, saved: Savings, profi
     return f"{text} ({'; '.join(reasons)})" if reasons else text
 
 
-def _not_freed(prediction: Prediction) -> tuple[int, int]:
+def _not_freed(snapshot: Snapshot, prediction: Prediction) -> tuple[int, int]:
     """Of the mappings that merge: those beyond the first of their frame, and frames that others
     map besides."""
-    rest, outcome = prediction.divided.rest, prediction.outcome
-    merged = (outcome.kind == Kind.MERGED) | (outcome.kind == Kind.ZERO_PAGE)
-    frame = rest.mappings.frame[merged & (outcome.frame != rest.mappings.frame)]
-    moved = np.bincount(frame, minlength=len(rest.frames))
+    fate = fate_of(snapshot, prediction)
+    whole = ~fate.one_by_one & (fate.kind == Kind.MERGED)
+    whole &= fate.target != np.arange(len(snapshot.frames))
+    moved = np.where(whole, fate.counts, 0)
+    frame = snapshot.mappings.frame[fate.told]
+    merged = (fate.told_kind == Kind.MERGED) | (fate.told_kind == Kind.ZERO_PAGE)
+    np.add.at(moved, frame[merged & (fate.told_target != frame)], 1)
     forked = int(np.maximum(moved - 1, 0).sum())
-    others = rest.frames.mapcount.astype(np.int64) > mappings_of(rest)
-    return forked, int(((moved > 0) & others).sum())
+    return forked, int(((moved > 0) & (fate.outside > 0)).sum())
 
 
 def _caveats(
