@@ -48,7 +48,7 @@ def next_steps(
 
 def _opt_in(snapshot: Snapshot, madvise: Sequence[Madvise]) -> Iterator[Step]:
     rules, processes = snapshot.meta.rules, snapshot.processes
-    comms = [processes.comm[row] for row in selected_rows(snapshot)]
+    comms = [processes.comm[row] for row in _selected(snapshot)]
     if any(comm.startswith(_QEMU) for comm in comms):
         yield Step(
             "Let QEMU offer the guests' memory",
@@ -79,13 +79,13 @@ def _opt_in(snapshot: Snapshot, madvise: Sequence[Madvise]) -> Iterator[Step]:
         )
 
 
-def selected_rows(snapshot: Snapshot) -> list[int]:
+def _selected(snapshot: Snapshot) -> list[int]:
     return [row for row, chosen in enumerate(snapshot.processes.selected.tolist()) if chosen]
 
 
 def _units(snapshot: Snapshot) -> tuple[list[Unit], bool]:
     """Units of the selected processes, each once; and whether some are in none."""
-    found = [unit_of(snapshot.processes.cgroup[row]) for row in selected_rows(snapshot)]
+    found = [unit_of(snapshot.processes.cgroup[row]) for row in _selected(snapshot)]
     units = [unit for unit in found if unit is not None]
     by_template: dict[tuple[str, bool], Unit] = {}
     for unit in units:
@@ -147,8 +147,7 @@ def _switch_on(
 ) -> Step:
     commands, why = [], []
     row = worth_writing(cost)
-    asked = next((r for r in cost.rows if r.note.startswith("--target-scan-time")), None)
-    if snapshot.meta.rules.advisor and asked is None and "would settle" in cost.advisor:
+    if _by_advisor(cost):
         commands.append(_echo("scan-time", "advisor_mode"))
         why.append(cost.advisor)
     elif row is not None:
@@ -175,6 +174,12 @@ def _switch_on(
     return Step("Switch ksmd on", tuple(commands), "; ".join(why))
 
 
+def _by_advisor(cost: Cost) -> bool:
+    """Leave pages_to_scan to it: it holds still, and nobody asked for another time."""
+    asked = any(row.note.startswith("--target-scan-time") for row in cost.rows)
+    return not asked and "would settle" in cost.advisor
+
+
 def _better_settings(what_if: Sequence[WhatIf]) -> Iterator[tuple[str, int, int]]:
     """Of use_zero_pages and max_page_sharing, the values that gain enough: (name, value, bytes)."""
     if not what_if:
@@ -189,20 +194,20 @@ def _better_settings(what_if: Sequence[WhatIf]) -> Iterator[tuple[str, int, int]
 
 def _check(snapshot: Snapshot, cost: Cost, verdict: Verdict) -> Step:
     rules = snapshot.meta.rules
-    files = ["full_scans", "pages_shared", "pages_sharing"]
-    files += ["general_profit"] if rules.general_profit else []
-    commands = [f"grep . {KSM}/{{{','.join(files)}}}"]
-    rows = selected_rows(snapshot)
+    commands = [f"grep . {KSM}/*"]
+    rows = _selected(snapshot)
     if rules.general_profit and rows and snapshot.processes.pid[rows[0]] > 0:
         commands.append(f"cat /proc/{snapshot.processes.pid[rows[0]]}/ksm_stat")
     commands.append("sudo ksm-eval --verify")
     why = "pids change at a restart"
     if "99" in cost.passes_to:
         scans = counted(cost.passes_to["99"], "full scan")
-        why = (
-            f"99 % should be there after {scans}, {duration(cost.seconds_to['99'])} at the "
-            f"target's own settings; {why}"
-        )
+        row = None if _by_advisor(cost) else worth_writing(cost)
+        seconds, at = cost.seconds_to["99"], "the target's own pages_to_scan"
+        if row is not None:
+            seconds *= row.seconds / cost.rows[0].seconds
+            at = f"pages_to_scan {row.pages_to_scan}"
+        why = f"99 % should be there after {scans}, {duration(seconds)} at {at}; {why}"
     if verdict.general_profit is not None:
         why += (
             f"; general_profit is to be {size(verdict.general_profit)} for what was selected, and "
