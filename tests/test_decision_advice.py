@@ -272,6 +272,20 @@ def test_drop_in_writes_what_systemd_reads(tmp_path: Any) -> None:
     assert written.read_text() == "[Service]\nMemoryKSM=yes\n"
 
 
+def test_who_has_opted_in_already_is_left_alone() -> None:
+    snapshot = paying("/system.slice/nginx.service")
+    registered = with_processes(snapshot, registered=np.ones(2, np.bool_))
+    assert list(steps(registered)) == ["Switch ksmd on", "Look whether it came true"]
+
+
+def test_where_ksmd_has_merged() -> None:
+    builder = Builder()
+    builder.process(builder.frame("a", FrameFlag.KSM), builder.frame("b"))
+    snapshot = builder.build()
+    assert judged(snapshot).sentence.startswith("Beyond what is merged already: KSM would free")
+    assert "Otherwise leave KSM as it is" in steps(snapshot)
+
+
 def test_user_units_scopes_and_no_unit() -> None:
     user = steps(paying("/user.slice/user-1000.slice/user@1000.service/app.slice/x.service"))
     commands = user["Let systemd opt x.service in"].commands

@@ -49,6 +49,9 @@ def test_more_pages_to_scan_never_take_longer(pages: int, n: int, more: int, sle
     assert seconds(n + more) <= seconds(n) * (1 + 1e-12)
 
 
+AT = Settings()
+
+
 def pair_and_plain(plain: int = 7) -> Snapshot:
     """Two processes; a and b twice each, and pages of their own."""
     builder = Builder()
@@ -119,8 +122,12 @@ def test_a_target_time_that_cannot_be_reached() -> None:
     row = cost(many, at, predict(snapshot, at), target_scan_time=10, hz=250).rows[-1]
     assert "cannot be reached: the CPU time alone is 22 s" in row.note
     slow = Settings(sleep_millisecs=60_000)
-    row = cost(snapshot, slow, predict(snapshot, slow), target_scan_time=10, hz=250).rows[-1]
-    assert "lower sleep_millisecs" in row.note
+    found = cost(snapshot, slow, predict(snapshot, slow), target_scan_time=10, hz=250)
+    assert (found.rows[-1].pages_to_scan, found.rows[-1].sleep_millisecs) == (1, 20)
+    assert worth_writing(found) == found.rows[-1]
+    found = cost(snapshot, AT, predict(snapshot, AT), target_scan_time=0.02, hz=250)
+    assert "followed by a sleep" in found.rows[-1].note
+    assert worth_writing(found) is None
 
 
 def test_seconds_a_page() -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 
-from ksm_eval.decision.cost import worth_writing
+from ksm_eval.decision.cost import asked_for, worth_writing
 from ksm_eval.decision.units import Unit, unit_of
-from ksm_eval.decision.words import counted, duration, size
+from ksm_eval.decision.words import counted, duration, percent, size
 from ksm_eval.replay.rules import Settings
 from ksm_eval.report.decision import Cost, Madvise, Reason, Step, Verdict, WhatIf
-from ksm_eval.snapshot import Snapshot
+from ksm_eval.snapshot import Snapshot, has_merged
 
 KSM = "/sys/kernel/mm/ksm"
 _UNITS = 3
@@ -48,7 +48,10 @@ def next_steps(
 
 def _opt_in(snapshot: Snapshot, madvise: Sequence[Madvise]) -> Iterator[Step]:
     rules, processes = snapshot.meta.rules, snapshot.processes
-    comms = [processes.comm[row] for row in _selected(snapshot)]
+    rows = _not_opted_in(snapshot)
+    if not rows:
+        return
+    comms = [processes.comm[row] for row in rows]
     if any(comm.startswith(_QEMU) for comm in comms):
         yield Step(
             "Let QEMU offer the guests' memory",
@@ -62,7 +65,7 @@ def _opt_in(snapshot: Snapshot, madvise: Sequence[Madvise]) -> Iterator[Step]:
     if not rules.general_profit or not rules.smart_scan:
         yield _by_madvise(madvise, has_prctl=rules.general_profit)
         return
-    units, others = _units(snapshot)
+    units, others = _units(snapshot, rows)
     services = [unit for unit in units if not unit.is_scope]
     for unit in services[:_UNITS]:
         yield _drop_in(unit, _is_template(unit, services))
@@ -83,9 +86,15 @@ def _selected(snapshot: Snapshot) -> list[int]:
     return [row for row, chosen in enumerate(snapshot.processes.selected.tolist()) if chosen]
 
 
-def _units(snapshot: Snapshot) -> tuple[list[Unit], bool]:
-    """Units of the selected processes, each once; and whether some are in none."""
-    found = [unit_of(snapshot.processes.cgroup[row]) for row in _selected(snapshot)]
+def _not_opted_in(snapshot: Snapshot) -> list[int]:
+    """Of the selected ones, those that ksmd does not scan yet."""
+    registered = snapshot.processes.registered
+    return [row for row in _selected(snapshot) if not registered[row]]
+
+
+def _units(snapshot: Snapshot, rows: Sequence[int]) -> tuple[list[Unit], bool]:
+    """Units of these processes, each once; and whether some are in none."""
+    found = [unit_of(snapshot.processes.cgroup[row]) for row in rows]
     units = [unit for unit in found if unit is not None]
     by_template: dict[tuple[str, bool], Unit] = {}
     for unit in units:
@@ -158,13 +167,13 @@ def _switch_on(
             commands.append(_echo(row.sleep_millisecs, "sleep_millisecs"))
         why.append(
             f"a full scan in {duration(row.seconds)} instead of "
-            f"{duration(cost.rows[0].seconds)}, at {row.cpu_percent:.1f} % of one CPU"
+            f"{duration(cost.rows[0].seconds)}, at {percent(row.cpu_percent / 100)} of one CPU"
         )
     else:
         first = cost.rows[0]
         why.append(
             f"pages_to_scan {first.pages_to_scan} will do: a full scan in "
-            f"{duration(first.seconds)} at {first.cpu_percent:.1f} % of one CPU"
+            f"{duration(first.seconds)} at {percent(first.cpu_percent / 100)} of one CPU"
         )
     for name, value, gained in _better_settings(what_if):
         commands.append(_echo(value, name))
@@ -176,8 +185,7 @@ def _switch_on(
 
 def _by_advisor(cost: Cost) -> bool:
     """Leave pages_to_scan to it: it holds still, and nobody asked for another time."""
-    asked = any(row.note.startswith("--target-scan-time") for row in cost.rows)
-    return not asked and "would settle" in cost.advisor
+    return asked_for(cost) is None and "would settle" in cost.advisor
 
 
 def _better_settings(what_if: Sequence[WhatIf]) -> Iterator[tuple[str, int, int]]:
@@ -243,12 +251,16 @@ def _instead(snapshot: Snapshot, verdict: Verdict, why_not: Sequence[Reason]) ->
             ("ksm-eval --all --samples 3",),
             "one moment is not the program; pages that stand still show over several samples",
         )
+    if has_merged(snapshot):
+        why = "these pages add nothing to what is merged already"
+    elif verdict.worth == "no":
+        why = "it costs memory for its records and CPU time, and gives nothing back here"
+    else:
+        why = "it would scan this memory again and again for nothing"
     yield Step(
-        "Otherwise leave KSM off",
+        "Otherwise leave KSM as it is" if has_merged(snapshot) else "Otherwise leave KSM off",
         (),
-        "it costs memory for its records and CPU time, and gives nothing back here"
-        if verdict.worth == "no"
-        else "it would scan this memory again and again for nothing",
+        why,
     )
 
 
