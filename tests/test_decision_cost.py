@@ -267,7 +267,7 @@ def test_two_scans_for_a_pair() -> None:
 
 def test_large_memory_is_told_by_where_the_scan_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first frames of a and b go when the scan is at their equals, the last two of ten."""
-    monkeypatch.setattr(settling_module, "SMALL", 0)
+    monkeypatch.setattr(settling_module, "SMALL", -1)
     snapshot, at = pair_and_plain(plain=6), Settings()
     found = settling(snapshot, at, predict(snapshot, at))
     assert found.passes == {"50": 2, "90": 2, "99": 2}
@@ -285,7 +285,7 @@ def test_nothing_to_wait_for() -> None:
 
 
 @given(snapshots(warm=False))
-@runs(max_examples=100)
+@runs(max_examples=400)
 def test_scans_against_the_reference(snapshot: Snapshot) -> None:
     """That many full scans of the visit-by-visit replay free that share, one less does not."""
     at = Settings()
@@ -297,7 +297,11 @@ def test_scans_against_the_reference(snapshot: Snapshot) -> None:
     for _ in range(max(found.passes.values(), default=0)):
         ksmd.full_scan()
         freed.append(savings(snapshot, ksmd.outcome(), 0, 0).frames_freed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(settling_module, "SMALL", -1)
+        bounds = settling(snapshot, at, prediction).passes
     for share, number in found.passes.items():
+        assert number <= bounds[share]
         if number < prediction.passes:
             assert freed[number] >= final * int(share) / 100
         assert all(before < final * int(share) / 100 for before in freed[:number])
