@@ -7,6 +7,8 @@ import json
 from ksm_eval.report.model import Report, Run
 from ksm_eval.report.plain import document
 
+__all__ = ["document", "to_json"]
+
 
 def to_json(report: Report, run: Run | None) -> str:
     """One JSON document, ASCII, with a line break at its end.
