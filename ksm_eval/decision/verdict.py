@@ -69,11 +69,12 @@ def _worth(freed: int, net: int, memory: int) -> str:
 def _sentence(saved: Savings, calm: Stillness | None, worth: str, rss: int | None) -> str:
     more = " more" if saved.frames_merged_now else ""
     most = " at most" if calm is None else ""
+    answer = "Beyond what is merged already: " if more else _ANSWER[worth]
     if saved.frames_freed <= 0:
         text = f"KSM would free nothing{more}: no page has an equal that it could share"
         if more:
-            text += f" beyond the {counted(saved.frames_merged_now, 'KSM page')} there"
-        return f"{_ANSWER[worth]}{text}."
+            text += f" but {counted(saved.frames_merged_now, 'KSM page')} there"
+        return f"{answer}{text}."
     text = (
         f"KSM would free{most} {counted(saved.frames_freed, 'page frame')}{more} "
         f"({size(saved.bytes_freed)}) and take {size(saved.bytes_freed - saved.net_bytes)} for "
@@ -86,7 +87,7 @@ def _sentence(saved: Savings, calm: Stillness | None, worth: str, rss: int | Non
         text += f"{size(-saved.net_bytes)} lost"
     if calm is not None and calm.net_bytes < saved.net_bytes:
         text += f"; {size(calm.net_bytes)} by the pages that stood still over the samples"
-    return f"{_ANSWER[worth]}{text}."
+    return f"{answer}{text}."
 
 
 _ANSWER = {
