@@ -25,12 +25,16 @@ def to_json(report: Report, run: Run) -> str:
     Equal reports give equal bytes but for the value of `run`: fields come in the order of the
     model, mappings sorted by key.
     """
-    document = {
+    return json.dumps(document(report, run), indent=2, allow_nan=False) + "\n"
+
+
+def document(report: Report, run: Run) -> dict[str, Any]:
+    """What to_json() writes."""
+    return {
         "schema_version": SCHEMA_VERSION,
         "run": {"tool": "ksm-eval", **_plain(run)},
         **_plain(report),
     }
-    return json.dumps(document, indent=2, allow_nan=False) + "\n"
 
 
 def _plain(value: Any) -> Any:
