@@ -118,10 +118,11 @@ def decision(**changes: Any) -> Decision:
             WhatIf("use_zero_pages=1", "use_zero_pages", False, 2396, 40581, 11458, 43183680, 4096),
             WhatIf("without 100 (web)", "process", False, 2300, 38000, 10300, 38800000, -4379584),
         ),
-        pairs=tuple(
-            Pair(a, b, (5000 if a == b else 3000) // (1 + a + 2 * (b - a)))
-            for a in range(WORKERS) for b in range(a, WORKERS)
-        ),
+        pairs=tuple(sorted(
+            (Pair(a, b, (5000 if a == b else 3000) // (1 + a + 2 * (b - a)))
+             for a in range(WORKERS) for b in range(a, WORKERS)),
+            key=lambda pair: -pair.frames,
+        )),
         page_classes={
             "merged": 42000, "zero_page": 0, "thp_zero": 1457, "duplicate": 43,
             "fork_shared": 6100, "unique": 6500, "copied": 2, "unreadable": 68,
