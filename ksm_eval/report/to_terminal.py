@@ -212,7 +212,7 @@ def _counters(
     actual_phase = phase_of(actual or {}, phases) or system.phase
 
     def row(name: str, value: int, phase: str) -> None:
-        cells = [f"{name} ({phase})" if phase else name, str(value)]
+        cells = [printable(f"{name} ({phase})" if phase else name), str(value)]
         size = value if name in BYTES else value * report.target.page_size
         cells.append(human_bytes(size) if name in BYTES or name in PAGES else "")
         if observed:
