@@ -20,12 +20,12 @@ from ksm_eval.replay.converged import predict
 from ksm_eval.replay.ksmd import Ksmd
 from ksm_eval.replay.passes import visited
 from ksm_eval.replay.rules import Settings
-from ksm_eval.replay.savings import savings
 from ksm_eval.replay.scan_time import full_scan_seconds, sleep_seconds
-from ksm_eval.snapshot import Snapshot
+from ksm_eval.snapshot import Mappings, Snapshot
 from ksm_eval.target.advisor import read_advisor, sysfs_advisor
 from ksm_eval.target.ksmd_cpu import ksmd_cpu_seconds, proc_ksmd_cpu_seconds
 from tests import fixtures
+from tests.savings import simple_savings as savings
 from tests.snapshots import KERNEL_6_1, Builder, snapshots
 
 
@@ -64,7 +64,15 @@ def pair_and_plain(plain: int = 7) -> Snapshot:
 def large(snapshot: Snapshot, times: int) -> Snapshot:
     """As if it were so many times as large, to cost() alone, which counts mappings."""
     mappings = snapshot.mappings
-    return replace(snapshot, mappings=replace(mappings, frame=mappings.frame.repeat(times)))
+    return replace(
+        snapshot,
+        vmas=replace(snapshot.vmas, offset=snapshot.vmas.offset * times),
+        mappings=Mappings(
+            frame=mappings.frame.repeat(times),
+            page=mappings.page.repeat(times),
+            flags=mappings.flags.repeat(times),
+        ),
+    )
 
 
 def test_rows() -> None:

@@ -14,10 +14,10 @@ from ksm_eval.decision.what_if import left_out, what_if, without_process, withou
 from ksm_eval.replay.converged import predict
 from ksm_eval.replay.ksmd import simulate
 from ksm_eval.replay.rules import Settings
-from ksm_eval.replay.savings import savings
 from ksm_eval.report.decision import WhatIf
 from ksm_eval.snapshot import FrameFlag, Snapshot
 from tests import fixtures
+from tests.savings import simple_savings as savings
 from tests.snapshots import ZERO, Builder, snapshots
 
 
