@@ -29,7 +29,6 @@ from ksm_eval.report.decision import (
     Reason,
     Security,
     Step,
-    Verdict,
 )
 from ksm_eval.report.model import Report
 from ksm_eval.report.text import copyable, printable
@@ -56,8 +55,9 @@ _CLASSES = {
 }
 
 
-def verdict(console: Console, found: Verdict, report: Report) -> None:
+def verdict(console: Console, decision: Decision, report: Report) -> None:
     """The first thing to read."""
+    found = decision.verdict
     console.print()
     said(console, found.sentence, _STYLES.get(found.worth, "bold"))
     shares = [
@@ -85,8 +85,22 @@ def verdict(console: Console, found: Verdict, report: Report) -> None:
         said(console, f"{counted(merged, 'frame is', 'frames are')} KSM pages already.")
     if found.profit_explained:
         console.print(hanging("", found.profit_explained.rstrip(".") + "."))
+    if found.frames_freed and decision.cost.rows:
+        said(console, _pace(decision.cost))
     for caveat in found.caveats:
         console.print(hanging("- ", caveat))
+
+
+def _pace(found: Cost) -> str:
+    """What it costs and when it is there, in a sentence."""
+    scan = found.rows[0]
+    text = (
+        f"As ksmd is set here, a full scan takes {human_seconds(scan.seconds)}, at "
+        f"{percent(scan.cpu_percent / 100)} of one CPU"
+    )
+    if "99" in found.seconds_to:
+        text += f"; 99 % of the saving is there after {human_seconds(found.seconds_to['99'])}"
+    return text + (f" ({scan.note})." if "hopeless" in scan.note else ".")
 
 
 def _signed_percent(share: float) -> str:
@@ -278,8 +292,8 @@ def security(console: Console, found: Security, page_size: int) -> None:
         console.print(table)
     if found.sentence:
         said(console, found.sentence)
-    for source in found.sources:
-        console.print(hanging("- ", source))
+    if found.sources:
+        console.print(hanging("", "Sources: " + "; ".join(found.sources) + "."))
 
 
 def cost(console: Console, found: Cost) -> None:

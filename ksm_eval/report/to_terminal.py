@@ -73,7 +73,8 @@ def to_terminal(
     if advised is None:
         _verdict(console, report)
     else:
-        verdict(console, advised.verdict, report)
+        verdict(console, advised, report)
+        next_steps(console, advised.next_steps)
     _counters(console, report, actual, printable(actual_label))
     verification(console, report.verify)
     timeline(console, report.timeline)
@@ -90,7 +91,6 @@ def to_terminal(
         security(console, advised.security, report.target.page_size)
         cost(console, advised.cost)
         what_if(console, advised)
-        next_steps(console, advised.next_steps)
     _settings(console, report)
     if run is not None and report.target.kind != "vmcore" and run.snapshot is None:
         _cost(console, run)
