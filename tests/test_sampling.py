@@ -151,7 +151,7 @@ def test_the_timeline_of_a_process_that_changes(start: Callable[[], Changer]) ->
     assert sum(vma.calm_pages or 0 for vma in report.vmas) == 10
     text = to_terminal(report)
     assert "Over 4 samples in" in text
-    assert "KSM would free 9 to 14 page frames (36.0 KiB to 56.0 KiB)" in text
+    assert ": 9 to 14 frames, " in " ".join(text.split())
 
 
 @needs_host
