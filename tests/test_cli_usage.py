@@ -520,3 +520,25 @@ def test_bad_input_is_one_line(
     assert re.search(f"^ksm-eval: error: .*{message}", lines[0])
     assert all(line.startswith("ksm-eval: hint: ") for line in lines[1:])
     assert len(lines) <= 2
+
+
+@pytest.mark.parametrize(
+    ("form", "start"),
+    [
+        ("jsonl", '{"kind": "report", "schema_version": 1, "run": '),
+        ("csv", "kind,pid,comm,"),
+        ("prometheus", "# HELP ksm_eval_info "),
+        ("html", "<!doctype html>"),
+    ],
+)
+def test_every_format_to_a_file_and_to_standard_output(
+    capsys: pytest.CaptureFixture[str], saved: Path, tmp_path: Path, form: str, start: str
+) -> None:
+    code, out, err = ran(capsys, "--snapshot", saved, "--format", form)
+    assert (code, err) == (0, "")
+    assert out.lower().startswith(start.lower())
+    file = tmp_path / form
+    assert ran(capsys, "--snapshot", saved, "--format", form, "-o", file) == (0, "", "")
+    written = file.read_bytes().decode()
+    if form in ("csv", "prometheus"):  # the others tell the command
+        assert written == out
