@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ksm_eval import __version__
-from ksm_eval.errors import IncompleteError, KsmEvalError, TargetError, UsageError
+from ksm_eval.errors import GateError, IncompleteError, KsmEvalError, TargetError, UsageError
 from ksm_eval.options import Options, check, command
 from ksm_eval.report.text import printable
 
@@ -50,6 +50,8 @@ def run(arguments: Sequence[str]) -> int:
             _work(options, arguments)
     except click.ClickException as error:
         return _fail(error.format_message(), "see ksm-eval --help", UsageError.exit_code)
+    except GateError as error:
+        return _fail(error.message, error.hint, error.exit_code, "gate failed")
     except KsmEvalError as error:
         return _fail(error.message, error.hint, error.exit_code)
     except (click.Abort, KeyboardInterrupt):
@@ -89,6 +91,7 @@ def _work(options: Options, arguments: Sequence[str]) -> None:
         raise IncompleteError(
             f"fewer samples than asked for: {short}", "the report is of those that were taken"
         )
+    _check_gates(options, report)  # last: of an incomplete answer no gate passes or fails
 
 
 def _run(
@@ -296,6 +299,14 @@ def _check_complete(report: Report, allowed: float) -> None:
         )
 
 
+def _check_gates(options: Options, report: Report) -> None:
+    if options.fail_under is None and options.fail_over_volatile is None:
+        return
+    from ksm_eval.gate import check_gates
+
+    check_gates(report, options.fail_under, options.fail_over_volatile)
+
+
 def _version_of(package: str) -> str:
     from importlib.metadata import version
 
@@ -339,9 +350,9 @@ def _forget_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _fail(message: str, hint: str, code: int) -> int:
+def _fail(message: str, hint: str, code: int, what: str = "error") -> int:
     """Say what is wrong; names in it may come from the target."""
-    lines = [f"ksm-eval: error: {printable(message)}"]
+    lines = [f"ksm-eval: {what}: {printable(message)}"]
     if hint:
         first, *more = map(printable, hint.splitlines())
         lines += [f"ksm-eval: hint: {first}", *more]
