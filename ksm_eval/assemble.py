@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from ksm_eval.decision import Questions, decide
 from ksm_eval.decision.net import net_bytes, records_now
 from ksm_eval.replay.calm import Calm
 from ksm_eval.replay.converged import Prediction
@@ -40,12 +41,15 @@ def assemble(
     prediction: Prediction,
     timeline: Timeline | None = None,
     stood: Stood | None = None,
+    questions: Questions | None = None,
 ) -> Report:
     """The report of one prediction. `overridden`: settings that an option set; `timeline`: what
     single passes do; `stood`: what stood still, where there were several samples."""
     meta = snapshot.meta
     timeline = timeline or Timeline()
     calm = None if stood is None else stood.calm
+    complete, saved = _completeness(snapshot, prediction, stood), _savings(snapshot, prediction)
+    still = None if stood is None else _stillness(snapshot, stood, timeline)
     return Report(
         target=TargetFacts(
             kind=meta.kind,
@@ -60,18 +64,21 @@ def assemble(
         debug_info=meta.debug_info,
         question=meta.question,
         selection=tuple(meta.selection),
-        completeness=_completeness(snapshot, prediction, stood),
+        completeness=complete,
         settings=_settings(snapshot, settings, overridden),
         system=_system(snapshot, settings, prediction),
         observed=meta.counters,
-        savings=_savings(snapshot, prediction),
+        savings=saved,
         processes=_processes(snapshot, prediction, calm),
         vmas=_vmas(snapshot, prediction, calm),
         ineligible=_ineligible(snapshot),
         entries=_entries(snapshot),
         notes=tuple(_notes(snapshot, prediction, timeline, stood)),
         timeline=_timeline(timeline),
-        calm=None if stood is None else _stillness(snapshot, stood, timeline),
+        calm=still,
+        decision=decide(
+            snapshot, settings, prediction, saved, complete, still, questions or Questions()
+        ),
     )
 
 

@@ -25,6 +25,7 @@ from ksm_eval.options import Options, check, command
 from ksm_eval.report.text import printable
 
 if TYPE_CHECKING:
+    from ksm_eval.decision import Questions
     from ksm_eval.progress import Teller
     from ksm_eval.report.model import Report, Run
     from ksm_eval.sampling import Samples
@@ -143,7 +144,11 @@ def _sampled(options: Options, progress: Teller | None) -> tuple[Report, int, st
         return _one(options, snapshot, progress), taken.bytes_read, ""
     short = "" if taken.stopped is None else taken.stopped.message
     report = evaluate_taken(
-        taken, _overrides(options), max_memory=int(options.max_memory), progress=progress
+        taken,
+        _overrides(options),
+        max_memory=int(options.max_memory),
+        progress=progress,
+        questions=_questions(options),
     )
     return report, taken.bytes_read, short
 
@@ -163,7 +168,12 @@ def _one(options: Options, snapshot: Snapshot, progress: Teller | None) -> Repor
     if options.verify:
         return verify_snapshot(snapshot, passes=options.passes or 1, progress=progress)
     return evaluate_snapshot(
-        snapshot, _overrides(options), passes=options.passes, progress=progress
+        snapshot,
+        _overrides(options),
+        passes=options.passes,
+        progress=progress,
+        questions=_questions(options),
+        within=options.within,
     )
 
 
@@ -188,7 +198,11 @@ def _cores(options: Options, progress: Teller | None) -> tuple[Report, int]:
             )
             samples.append((target, snapshot))
         report = evaluate_samples(
-            samples, _overrides(options), max_memory=int(options.max_memory), progress=progress
+            samples,
+            _overrides(options),
+            max_memory=int(options.max_memory),
+            progress=progress,
+            questions=_questions(options),
         )
         return report, sum(target.meter.bytes_read for target, _ in samples)
 
@@ -276,6 +290,12 @@ def _opened(options: Options, core: Path | None) -> Target:
     if options.qemu is not None:
         return open_guest(options.qemu, symbols=options.symbols, vmcoreinfo=options.vmcoreinfo)
     return open_live(options.via or "auto", symbols=options.symbols)
+
+
+def _questions(options: Options) -> Questions:
+    from ksm_eval.decision import Questions
+
+    return Questions(options.group_by, options.target_scan_time or None, options.what_if)
 
 
 def _overrides(options: Options) -> dict[str, int | bool]:

@@ -211,6 +211,7 @@ def collect(
             lost=walked.lost,
             notes=list(info.notes),
             total_ram_pages=info.total_ram_pages,
+            pace=target.pace(),
         ),
         processes=_process_table(walked.processes),
         vmas=vmas,
