@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ksm_eval.snapshot import Snapshot
     from ksm_eval.target import Selection, Target
 
+SUBCOMMANDS = ("compare", "batch")
 EXIT_INTERNAL = 5  # a bug in ksm-eval
 EXIT_INTERRUPT = 130  # as a shell says for SIGINT
 EXIT_PIPE = 141  # and for SIGPIPE
@@ -45,12 +46,16 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """What `ksm-eval ARGUMENTS` does; returns its exit code. Never raises."""
     try:
+        if arguments and arguments[0] in SUBCOMMANDS:
+            return _subcommand(arguments[0], arguments[1:])
         # click only parses: what it makes of exceptions is for programs that have no exit codes.
         options = command.main(list(arguments), prog_name="ksm-eval", standalone_mode=False)
         if isinstance(options, Options):  # else --help or --version
             _work(options, arguments)
     except click.ClickException as error:
-        return _fail(error.format_message(), "see ksm-eval --help", UsageError.exit_code)
+        context = getattr(error, "ctx", None)
+        path = "ksm-eval" if context is None else context.command_path
+        return _fail(error.format_message(), f"see {path} --help", UsageError.exit_code)
     except GateError as error:
         return _fail(error.message, error.hint, error.exit_code, "gate failed")
     except KsmEvalError as error:
@@ -70,6 +75,17 @@ def run(arguments: Sequence[str]) -> int:
             EXIT_INTERNAL,
         )
     return 0
+
+
+def _subcommand(name: str, arguments: Sequence[str]) -> int:
+    from ksm_eval.subcommands import answer
+
+    found = answer(name, arguments)
+    if found.text:
+        _write(found.text, found.output)
+    if found.failed:
+        raise GateError(found.failed)
+    return found.code
 
 
 def _work(options: Options, arguments: Sequence[str]) -> None:

@@ -6,13 +6,15 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from ksm_eval import __version__
 from ksm_eval.errors import UsageError
-from ksm_eval.gate import AtLeast
+
+if TYPE_CHECKING:
+    from ksm_eval.gate import AtLeast
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -102,12 +104,19 @@ def _at_least(
     """A size as of _size(), or with a percent sign a share; 0 is a limit, too."""
     if text is None:
         return None
+    from ksm_eval.gate import AtLeast
+
     if text.strip().endswith("%"):
         return AtLeast(share=_percent(context, parameter, text.strip()) / 100)
     found = _SIZE.fullmatch(text.strip())
     if not found:
         raise click.BadParameter(f"{text!r} is neither like 512M nor like 5%", context, parameter)
     return AtLeast(bytes=float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " "))
+
+
+def percent(context: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
+    """As _percent(), None if not given."""
+    return None if text is None else _percent(context, parameter, text)
 
 
 def _share(context: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
@@ -147,6 +156,11 @@ def _file(*names: str, **more: Any) -> Callable[[_F], _F]:
 @click.command(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
     epilog="""\b
+Further commands, each with a --help of its own:
+  ksm-eval compare OLD.json NEW.json   what differs between two JSON reports
+  ksm-eval batch PATH...               many vmcores: a table, JUnit XML
+
+\b
 Exit codes:
   0  done
   1  a gate failed: --fail-under, --fail-over-volatile (not judged if 4)
