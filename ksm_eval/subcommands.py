@@ -96,8 +96,10 @@ def compare_command(
 
 
 _NOT_OF_A_BATCH: Final = frozenset(
-    "cores via qemu snapshot samples interval max_rate priority save form output progress "
-    "fail_over_volatile version help".split()
+    {
+        *("cores", "via", "qemu", "snapshot", "samples", "interval", "max_rate", "priority"),
+        *("save", "form", "output", "progress", "fail_over_volatile", "version", "help"),
+    }
 )
 """Options of ksm-eval that are about something else than single vmcores, or are the batch's own.
 All others are passed on, those that come later, too."""

@@ -114,7 +114,7 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert ran(capsys, tmp_path, old, new, "--fail-if-worse", "10%")[0] == 0
     code, out, err = ran(capsys, tmp_path, old, new, "--fail-if-worse", "9.9")
     assert code == 1
-    assert "The gain fell by 10.0 %, from 1000 B to 900 B." in out
+    assert "The gain fell by 10.0 %, from 1.0 KiB to 900 B." in out
     assert err == (
         "ksm-eval: gate failed: net_bytes fell by 10 %, from 1000 to 900, "
         "--fail-if-worse allows 9.9 %\n"

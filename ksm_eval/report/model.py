@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 
 from ksm_eval.report.decision import Decision
 
@@ -192,6 +193,15 @@ class Report:
     calm: Stillness | None = None  # where there were several samples
     verify: tuple[VerifyRow, ...] = ()  # with --verify
     decision: Decision | None = None  # None with --verify only
+
+    def _repr_html_(self) -> str | None:
+        """For notebooks. None, where there is no HTML format: they show repr() then."""
+        try:
+            to_html = import_module("ksm_eval.report.to_html")
+        except ModuleNotFoundError:
+            return None
+        fragment: str = to_html.to_fragment(self)
+        return fragment
 
 
 @dataclass(frozen=True)
