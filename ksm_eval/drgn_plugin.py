@@ -1,6 +1,6 @@
 """`%ksm-eval` in a drgn session, by drgn's entry point for plug-ins (group drgn.plugins).
 
-    %ksm-eval --comm php-fpm --fail-under 5%
+    %ksm-eval --comm php-fpm --children
 
 takes those options of the command line that are about an answer, not about where memory comes
 from: that is the session's Program. It prints the report and returns it, so that

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from ksm_eval.assemble import Stood, Timeline, assemble, verified
@@ -413,3 +414,13 @@ def _is_program(target: Target | Program) -> TypeGuard[Program]:
     """Without importing drgn, which reading /proc or a snapshot does not need."""
     drgn = sys.modules.get("drgn")
     return drgn is not None and isinstance(target, drgn.Program)
+
+
+class _CallableModule(ModuleType):
+    """For ksm_eval.evaluate(prog, …): the name is this module's, and means its function."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Report:
+        return evaluate(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallableModule

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +26,7 @@ from ksm_eval.target.session import target_of
 from tests import containers
 from tests.fixtures import FILTERED, TINY, opted_in, truth, vmcore
 from tests.test_report import RUN
+from tests.test_report import report as hand_made
 
 PIDS = tuple(opted_in(TINY))
 WORDS = " ".join(f"--pid {pid}" for pid in PIDS)
@@ -68,6 +71,26 @@ def test_a_program_without_debug_info(capsys: pytest.CaptureFixture[str]) -> Non
     assert [prog.enabled_type_finders(), prog.enabled_symbol_finders()] == enabled
     with pytest.raises(LookupError):
         prog.type("struct page")
+
+
+def test_as_one_types_it() -> None:
+    words = "import ksm_eval, drgn\nassert callable(ksm_eval.evaluate)\n"
+    words += "prog = drgn.Program()\nprog.set_core_dump({core!r})\n"
+    words += "print(ksm_eval.evaluate(prog, ksm_eval.Selection(all=True)).savings.frames_freed)"
+    code = words.format(core=str(vmcore(TINY)))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    expected = evaluate(open_target(vmcore(TINY)), Selection(all=True))
+    assert int(done.stdout) == expected.savings.frames_freed
+
+
+def test_a_notebook_shows_html(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = hand_made()
+    page = SimpleNamespace(to_fragment=lambda report: f"<b>{report.target.release}</b>")
+    monkeypatch.setitem(sys.modules, "ksm_eval.report.to_html", page)
+    assert made._repr_html_() == "<b>6.12.117</b>"
+    monkeypatch.setitem(sys.modules, "ksm_eval.report.to_html", None)
+    assert made._repr_html_() is None
 
 
 def test_a_program_with_types_is_used_as_it_is() -> None:

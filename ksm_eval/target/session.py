@@ -48,7 +48,8 @@ def _path(prog: Program) -> Path | None:
     if prog.flags & ProgramFlags.IS_LIVE or prog.core_dump_path is None:
         return None
     path = Path(os.fsdecode(prog.core_dump_path))
-    return path if path.is_file() else None
+    # A name below /proc is that of a descriptor, which may be another file's by now.
+    return path if path.is_file() and path.parts[:2] != ("/", "proc") else None
 
 
 def _opened(prog: Program, path: Path | None, container: Container | None) -> OpenedProgram:
