@@ -94,21 +94,40 @@ def _work(options: Options, arguments: Sequence[str]) -> None:
     check(options)
     report, bytes_read, short = _report(options)
     now = _run(options, arguments, report, bytes_read, started)
-    if options.form == "json":
-        from ksm_eval.report.to_json import to_json
-
-        text = to_json(report, now)
-    else:
-        from ksm_eval.report.to_terminal import to_terminal
-
-        text = to_terminal(report, now, **_terminal(options))
-    _write(text, options.output)
+    _write(_rendered(options, report, now), options.output)
     _check_complete(report, options.max_unreadable)
     if short:
         raise IncompleteError(
             f"fewer samples than asked for: {short}", "the report is of those that were taken"
         )
     _check_gates(options, report)  # last: of an incomplete answer no gate passes or fails
+
+
+def _rendered(options: Options, report: Report, now: Run) -> str:
+    form = options.form
+    if form == "json":
+        from ksm_eval.report.to_json import to_json
+
+        return to_json(report, now)
+    if form == "jsonl":
+        from ksm_eval.report.to_jsonl import to_jsonl
+
+        return to_jsonl(report, now)
+    if form == "csv":
+        from ksm_eval.report.to_csv import to_csv
+
+        return to_csv(report)
+    if form == "prometheus":
+        from ksm_eval.report.to_prometheus import to_prometheus
+
+        return to_prometheus(report)
+    if form == "html":
+        from ksm_eval.report.to_html import to_html
+
+        return to_html(report, now)
+    from ksm_eval.report.to_terminal import to_terminal
+
+    return to_terminal(report, now, **_terminal(options))
 
 
 def _run(

@@ -299,7 +299,7 @@ def evaluate_series(
     else:
         series = snapshots if ranked else [_unranked(snapshot) for snapshot in snapshots]
         timeline = Timeline(simulate_series(series, settings))
-    stood_still = calm(snapshots)
+    stood_still, hz = calm(snapshots), last.meta.pace.get("hz")
     calm_prediction = predict(calm_only(last, stood_still), settings)
     return assemble(
         last,
@@ -310,7 +310,7 @@ def evaluate_series(
         Stood(
             stood_still,
             calm_prediction,
-            full_scan_seconds(len(last.mappings), settings),
+            full_scan_seconds(len(last.mappings), settings, hz=int(hz) if hz else None),
             tuple(moments),
             worst_share=max(map(unreadable_share, snapshots[:-1]), default=0.0),
             lost=_of_earlier(snapshots, lambda snapshot: snapshot.meta.lost),

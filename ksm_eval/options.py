@@ -20,6 +20,8 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical", "none")  # drgn's
 
+FORMATS = ("table", "json", "jsonl", "csv", "prometheus", "html")
+
 VIAS = ("auto", "kcore", "proc")
 
 EXAMPLES = """\
@@ -282,8 +284,8 @@ Examples:
 )  # fmt: skip
 @_file("--save", help="Write a snapshot: hashes and page tables, no page contents.")
 @click.option(
-    "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True,
-    help="For a person or for a program (docs/json-schema.md).",
+    "--format", "form", type=click.Choice(FORMATS), default="table", show_default=True,
+    help="table and html are for persons, the others for programs (docs/json-schema.md).",
 )  # fmt: skip
 @_file("-o", "--output", help="Write the report to a file.")
 @click.option(

@@ -91,7 +91,7 @@ def simulate(
     for pages in visits:
         batch = max(state.pages, 1)
         cpu = pages * seconds_a_page
-        asleep = sleep_seconds(settings.sleep_millisecs, batch * seconds_a_page, hz)
+        asleep = sleep_seconds(settings.sleep_millisecs, min(batch, pages) * seconds_a_page, hz)
         sleeps = math.ceil((pages + 1) / batch) - 1  # the clock stops before the last one
         seconds = sleeps * asleep + cpu
         scans.append(Scan(batch, seconds, 100 * cpu / (seconds + asleep or 1), state.limit))

@@ -23,6 +23,7 @@ HOPELESS = 3600.0
 in the second scan: at more than an hour a scan hardly anything in a running program does."""
 ASSUMED_HZ = 250
 """Where the target's is not known: the default of kernel/Kconfig.hz."""
+_UNREACHABLE = "cannot be reached"
 _UINT_MAX = 2**32 - 1  # pages_to_scan_store() takes no more
 _ENOUGH_PAGES = 100_000
 _ENOUGH_CPU = 0.1  # seconds: /proc/PID/stat counts in steps of 10 ms
@@ -113,28 +114,33 @@ class _Timing:
 
 def _rows(timing: _Timing, settings: Settings, target: float | None) -> Iterator[ScanRow]:
     default = Settings()
-    is_default = (settings.pages_to_scan, settings.sleep_millisecs) == (
-        default.pages_to_scan,
-        default.sleep_millisecs,
-    )
+    own = (settings.pages_to_scan, settings.sleep_millisecs)
+    is_default = own == (default.pages_to_scan, default.sleep_millisecs)
     yield timing.row(settings, "target", "default" if is_default else "")
+    if settings.sleep_millisecs != default.sleep_millisecs:
+        yield timing.row(default, "default")
     for pages in OTHERS:
         if pages != settings.pages_to_scan:
-            note = "default of pages_to_scan" if pages == default.pages_to_scan else ""
-            yield timing.row(replace(settings, pages_to_scan=pages), note)
+            yield timing.row(
+                replace(settings, pages_to_scan=pages),
+                "default of pages_to_scan" if pages == default.pages_to_scan else "",
+            )
     if target is not None:
         yield _row_for(timing, settings, target)
 
 
 def _row_for(timing: _Timing, settings: Settings, target: float) -> ScanRow:
+    """With the target's own sleep_millisecs, or if those alone forbid it the default's."""
     option = f"--target-scan-time {target:g}"
-    pages = timing.smallest(settings, target)
-    if pages is not None:
-        return timing.row(replace(settings, pages_to_scan=pages), option)
+    shorter = replace(settings, sleep_millisecs=Settings().sleep_millisecs)
+    for sleep in (settings, shorter):
+        pages = timing.smallest(sleep, target)
+        if pages is not None:
+            return timing.row(replace(sleep, pages_to_scan=pages), option)
     if timing.cpu_seconds > target:
-        why = f"cannot be reached: the CPU time alone is {duration(timing.cpu_seconds)}"
+        why = f"{_UNREACHABLE}: the CPU time alone is {duration(timing.cpu_seconds)}"
     else:
-        why = "cannot be reached even with all pages in one batch: lower sleep_millisecs"
+        why = f"{_UNREACHABLE}: even all pages in one batch are followed by a sleep"
     everything = min(timing.pages + 1, _UINT_MAX)
     return timing.row(replace(settings, pages_to_scan=everything), option, why)
 
@@ -216,18 +222,25 @@ _LIMITS = {
 }
 
 
+def asked_for(found: Cost) -> ScanRow | None:
+    """The row of --target-scan-time, if that can be reached."""
+    for row in found.rows:
+        if row.note.startswith("--target-scan-time") and _UNREACHABLE not in row.note:
+            return row
+    return None
+
+
 def worth_writing(found: Cost) -> ScanRow | None:
     """The row to put into sysfs: that of --target-scan-time, else the target's own unless it is
-    hopeless or slower than 200 s (what the kernel's advisor aims at), then the first that is not,
-    or the fastest. None: leave it as it is."""
-    asked = [row for row in found.rows if row.note.startswith("--target-scan-time")]
-    if asked:
-        return asked[0]
-    if found.rows[0].seconds <= AdvisorSettings().target_scan_time:
+    slower than what the kernel's advisor aims at, then the fewest pages that are not, or the
+    fastest row. None: leave it as it is."""
+    own, enough = found.rows[0], AdvisorSettings().target_scan_time
+    asked = asked_for(found)
+    if asked is not None:
+        return asked
+    if own.seconds <= enough:
         return None
-    better = sorted(found.rows[1:], key=lambda row: row.pages_to_scan)
-    good = [row for row in better if row.seconds <= AdvisorSettings().target_scan_time]
-    best = good[0] if good else min(found.rows, key=lambda row: row.seconds)
-    if math.isclose(best.seconds, found.rows[0].seconds):
-        return None
-    return best
+    good = [row for row in found.rows if row.seconds <= enough]
+    best = min(good, key=lambda row: row.pages_to_scan, default=None)
+    best = best or min(found.rows, key=lambda row: row.seconds)
+    return None if math.isclose(best.seconds, own.seconds) else best

@@ -5,12 +5,12 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 
-from ksm_eval.decision.cost import worth_writing
+from ksm_eval.decision.cost import asked_for, worth_writing
 from ksm_eval.decision.units import Unit, unit_of
-from ksm_eval.decision.words import counted, duration, size
+from ksm_eval.decision.words import counted, duration, percent, size
 from ksm_eval.replay.rules import Settings
 from ksm_eval.report.decision import Cost, Madvise, Reason, Step, Verdict, WhatIf
-from ksm_eval.snapshot import Snapshot
+from ksm_eval.snapshot import Snapshot, has_merged
 
 KSM = "/sys/kernel/mm/ksm"
 _UNITS = 3
@@ -48,7 +48,10 @@ def next_steps(
 
 def _opt_in(snapshot: Snapshot, madvise: Sequence[Madvise]) -> Iterator[Step]:
     rules, processes = snapshot.meta.rules, snapshot.processes
-    comms = [processes.comm[row] for row in selected_rows(snapshot)]
+    rows = _not_opted_in(snapshot)
+    if not rows:
+        return
+    comms = [processes.comm[row] for row in rows]
     if any(comm.startswith(_QEMU) for comm in comms):
         yield Step(
             "Let QEMU offer the guests' memory",
@@ -62,7 +65,7 @@ def _opt_in(snapshot: Snapshot, madvise: Sequence[Madvise]) -> Iterator[Step]:
     if not rules.general_profit or not rules.smart_scan:
         yield _by_madvise(madvise, has_prctl=rules.general_profit)
         return
-    units, others = _units(snapshot)
+    units, others = _units(snapshot, rows)
     services = [unit for unit in units if not unit.is_scope]
     for unit in services[:_UNITS]:
         yield _drop_in(unit, _is_template(unit, services))
@@ -79,13 +82,19 @@ def _opt_in(snapshot: Snapshot, madvise: Sequence[Madvise]) -> Iterator[Step]:
         )
 
 
-def selected_rows(snapshot: Snapshot) -> list[int]:
+def _selected(snapshot: Snapshot) -> list[int]:
     return [row for row, chosen in enumerate(snapshot.processes.selected.tolist()) if chosen]
 
 
-def _units(snapshot: Snapshot) -> tuple[list[Unit], bool]:
-    """Units of the selected processes, each once; and whether some are in none."""
-    found = [unit_of(snapshot.processes.cgroup[row]) for row in selected_rows(snapshot)]
+def _not_opted_in(snapshot: Snapshot) -> list[int]:
+    """Of the selected ones, those that ksmd does not scan yet."""
+    registered = snapshot.processes.registered
+    return [row for row in _selected(snapshot) if not registered[row]]
+
+
+def _units(snapshot: Snapshot, rows: Sequence[int]) -> tuple[list[Unit], bool]:
+    """Units of these processes, each once; and whether some are in none."""
+    found = [unit_of(snapshot.processes.cgroup[row]) for row in rows]
     units = [unit for unit in found if unit is not None]
     by_template: dict[tuple[str, bool], Unit] = {}
     for unit in units:
@@ -147,8 +156,7 @@ def _switch_on(
 ) -> Step:
     commands, why = [], []
     row = worth_writing(cost)
-    asked = next((r for r in cost.rows if r.note.startswith("--target-scan-time")), None)
-    if snapshot.meta.rules.advisor and asked is None and "would settle" in cost.advisor:
+    if _by_advisor(cost):
         commands.append(_echo("scan-time", "advisor_mode"))
         why.append(cost.advisor)
     elif row is not None:
@@ -159,13 +167,13 @@ def _switch_on(
             commands.append(_echo(row.sleep_millisecs, "sleep_millisecs"))
         why.append(
             f"a full scan in {duration(row.seconds)} instead of "
-            f"{duration(cost.rows[0].seconds)}, at {row.cpu_percent:.1f} % of one CPU"
+            f"{duration(cost.rows[0].seconds)}, at {percent(row.cpu_percent / 100)} of one CPU"
         )
     else:
         first = cost.rows[0]
         why.append(
             f"pages_to_scan {first.pages_to_scan} will do: a full scan in "
-            f"{duration(first.seconds)} at {first.cpu_percent:.1f} % of one CPU"
+            f"{duration(first.seconds)} at {percent(first.cpu_percent / 100)} of one CPU"
         )
     for name, value, gained in _better_settings(what_if):
         commands.append(_echo(value, name))
@@ -173,6 +181,11 @@ def _switch_on(
     commands.append(_echo(1, "run"))
     why.append("echo 2 to run instead takes all merges back, and needs the memory for it")
     return Step("Switch ksmd on", tuple(commands), "; ".join(why))
+
+
+def _by_advisor(cost: Cost) -> bool:
+    """Leave pages_to_scan to it: it holds still, and nobody asked for another time."""
+    return asked_for(cost) is None and "would settle" in cost.advisor
 
 
 def _better_settings(what_if: Sequence[WhatIf]) -> Iterator[tuple[str, int, int]]:
@@ -189,20 +202,20 @@ def _better_settings(what_if: Sequence[WhatIf]) -> Iterator[tuple[str, int, int]
 
 def _check(snapshot: Snapshot, cost: Cost, verdict: Verdict) -> Step:
     rules = snapshot.meta.rules
-    files = ["full_scans", "pages_shared", "pages_sharing"]
-    files += ["general_profit"] if rules.general_profit else []
-    commands = [f"grep . {KSM}/{{{','.join(files)}}}"]
-    rows = selected_rows(snapshot)
+    commands = [f"grep . {KSM}/*"]
+    rows = _selected(snapshot)
     if rules.general_profit and rows and snapshot.processes.pid[rows[0]] > 0:
         commands.append(f"cat /proc/{snapshot.processes.pid[rows[0]]}/ksm_stat")
     commands.append("sudo ksm-eval --verify")
     why = "pids change at a restart"
     if "99" in cost.passes_to:
         scans = counted(cost.passes_to["99"], "full scan")
-        why = (
-            f"99 % should be there after {scans}, {duration(cost.seconds_to['99'])} at the "
-            f"target's own settings; {why}"
-        )
+        row = None if _by_advisor(cost) else worth_writing(cost)
+        seconds, at = cost.seconds_to["99"], "the target's own pages_to_scan"
+        if row is not None:
+            seconds *= row.seconds / cost.rows[0].seconds
+            at = f"pages_to_scan {row.pages_to_scan}"
+        why = f"99 % should be there after {scans}, {duration(seconds)} at {at}; {why}"
     if verdict.general_profit is not None:
         why += (
             f"; general_profit is to be {size(verdict.general_profit)} for what was selected, and "
@@ -238,12 +251,16 @@ def _instead(snapshot: Snapshot, verdict: Verdict, why_not: Sequence[Reason]) ->
             ("ksm-eval --all --samples 3",),
             "one moment is not the program; pages that stand still show over several samples",
         )
+    if has_merged(snapshot):
+        why = "these pages add nothing to what is merged already"
+    elif verdict.worth == "no":
+        why = "it costs memory for its records and CPU time, and gives nothing back here"
+    else:
+        why = "it would scan this memory again and again for nothing"
     yield Step(
-        "Otherwise leave KSM off",
+        "Otherwise leave KSM as it is" if has_merged(snapshot) else "Otherwise leave KSM off",
         (),
-        "it costs memory for its records and CPU time, and gives nothing back here"
-        if verdict.worth == "no"
-        else "it would scan this memory again and again for nothing",
+        why,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -43,9 +44,9 @@ def settling(
     """Counted from the first scan that finds these pages. `replay`: however large.
 
     Small memory is replayed scan by scan; between the ends of two scans the saving is taken to
-    grow evenly. Of large memory the pages that merge in the obvious way do so in the second scan
-    (in the first ksmd notes the checksums), as it comes to the last mapping of each frame that
-    goes; what is not obvious may take until the counters stand.
+    grow evenly. Of large memory bounds are given. Where all merges in the obvious way and in the
+    second scan (in the first ksmd notes the checksums), a frame goes as the scan comes to its last
+    mapping; some wait for a fourth; what is not obvious may take until the counters stand.
     """
     final = prediction.savings.frames_freed
     if final <= 0:
@@ -79,17 +80,17 @@ def _replayed(rest: Snapshot, settings: Settings, prediction: Prediction, final:
 
 
 def _estimated(snapshot: Snapshot, prediction: Prediction, final: int) -> Settling:
-    late = min(prediction.replayed, final)  # a mapping frees one frame at most
     found = Settling(how="at most: large memory is not replayed scan by scan")
+    late = min(prediction.replayed, final)  # a mapping frees one frame at most
+    # What merges in the obvious way waits for two more scans at most (simple.py: _passes()).
+    obvious = min(max(prediction.passes, 2), 4)
     parts = _parts_of_second_scan(snapshot, prediction)
     for share in SHARES:
-        if final * share / 100 <= final - late and len(parts):
-            found.passes[str(share)] = 2
-            wanted = min(int(np.ceil(len(parts) * share / 100)), len(parts))
-            found.scans[str(share)] = 1 + float(parts[wanted - 1])
-        else:
-            found.passes[str(share)] = max(prediction.passes, 2)
-            found.scans[str(share)] = float(found.passes[str(share)])
+        wanted = math.ceil(final * share / 100)
+        number = obvious if wanted <= final - late else max(prediction.passes, obvious)
+        found.passes[str(share)] = number
+        inside = number == 2 and wanted <= len(parts)
+        found.scans[str(share)] = 1 + float(parts[wanted - 1]) if inside else float(number)
     return found
 
 

@@ -13,7 +13,8 @@ from ksm_eval.report.model import Completeness, Savings, Stillness
 from ksm_eval.snapshot import Snapshot, has_merged, unreadable_share
 
 LITTLE = 0.01
-"""Of the RSS: less is hardly worth a thread that scans all of it, again and again."""
+"""Of the candidate pages (PSS: what is shared since fork counts once): less is hardly worth a
+thread that scans all of it, again and again."""
 
 
 def verdict(
@@ -30,11 +31,11 @@ def verdict(
     ram = snapshot.meta.total_ram_pages * snapshot.meta.page_size
     sure = saved.net_bytes if calm is None else min(calm.net_bytes, saved.net_bytes)
     freed = saved.frames_freed if calm is None else min(calm.frames_freed, saved.frames_freed)
-    worth = _worth(freed, sure, rss or saved.pss_before)
+    worth = _worth(freed, sure, saved.pss_before)
     general_profit = prediction.counters.general_profit
     return Verdict(
         worth=worth,
-        sentence=_sentence(saved, calm, worth, rss),
+        sentence=_sentence(saved, calm, worth),
         frames_freed=saved.frames_freed,
         net_bytes=saved.net_bytes,
         share_of_rss=saved.net_bytes / rss if rss else None,
@@ -67,27 +68,29 @@ def _worth(freed: int, net: int, memory: int) -> str:
     return "little" if net < LITTLE * memory else "yes"
 
 
-def _sentence(saved: Savings, calm: Stillness | None, worth: str, rss: int | None) -> str:
+def _sentence(saved: Savings, calm: Stillness | None, worth: str) -> str:
     more = " more" if saved.frames_merged_now else ""
     most = " at most" if calm is None else ""
+    answer = "Beyond what is merged already: " if more else _ANSWER[worth]
     if saved.frames_freed <= 0:
         text = f"KSM would free nothing{more}: no page has an equal that it could share"
         if more:
-            text += f" beyond the {counted(saved.frames_merged_now, 'KSM page')} there"
-        return f"{_ANSWER[worth]}{text}."
+            text += f" but {counted(saved.frames_merged_now, 'KSM page')} there"
+        return f"{answer}{text}."
     text = (
         f"KSM would free{most} {counted(saved.frames_freed, 'page frame')}{more} "
         f"({size(saved.bytes_freed)}) and take {size(saved.bytes_freed - saved.net_bytes)} for "
         "its own records: "
     )
     if saved.net_bytes > 0:
-        of = f", {percent(saved.net_bytes / rss)} of the RSS" if rss else ""
+        share = saved.net_bytes / saved.pss_before if saved.pss_before else 0.0
+        of = f", {percent(share)} of these processes' anonymous memory" if share else ""
         text += f"{size(saved.net_bytes)} gained{of}"
     else:
         text += f"{size(-saved.net_bytes)} lost"
     if calm is not None and calm.net_bytes < saved.net_bytes:
         text += f"; {size(calm.net_bytes)} by the pages that stood still over the samples"
-    return f"{_ANSWER[worth]}{text}."
+    return f"{answer}{text}."
 
 
 _ANSWER = {

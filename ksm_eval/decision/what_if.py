@@ -60,11 +60,13 @@ def what_if(snapshot: Snapshot, settings: Settings, prediction: Prediction) -> t
     if len(snapshot.compounds):
         single = without_thps(snapshot)
         rows.append(row("thp=never", "thp", single, predict(single, settings)))
+    marginal = []
     for number in _gaining(snapshot, prediction):
         less = without_process(snapshot, number)
         processes = snapshot.processes
         name = f"without {processes.pid[number]} ({processes.comm[number]})"
-        rows.append(row(name, "process", less, predict(less, settings)))
+        marginal.append(row(name, "process", less, predict(less, settings)))
+    rows += sorted(marginal, key=lambda one: one.difference)
     return tuple(rows)
 
 

@@ -19,7 +19,8 @@ def duration(seconds: float) -> str:
     """In the largest unit of which there are two, below that in seconds: "85 s", "2.4 h"."""
     for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
-            return f"{seconds / length:.1f} {unit}"
+            count = seconds / length
+            return f"{count:.1f} {unit}" if count < 10 else f"{count:.0f} {unit}"
     return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
 
 

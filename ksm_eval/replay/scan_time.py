@@ -26,7 +26,7 @@ def full_scan_seconds(
     """
     batch = max(settings.pages_to_scan, 1)
     batches = math.ceil((pages + 1) / batch)
-    asleep = sleep_seconds(settings.sleep_millisecs, batch * seconds_a_page, hz)
+    asleep = sleep_seconds(settings.sleep_millisecs, min(batch, pages) * seconds_a_page, hz)
     return batches * asleep + pages * seconds_a_page
 
 

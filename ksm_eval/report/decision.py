@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Verdict:
-    """The first thing to read."""
+    """The first thing to read. Where ksmd has run, all but general_profit is about what is yet to
+    come."""
 
-    worth: str  # "yes", "little" (under 1 % of the RSS), "no" (costs more), "nothing" to merge
+    worth: str  # "yes", "little" (under 1 % of PSS), "no" (costs more), "nothing" to merge
     sentence: str  # in plain words, with the figures
     frames_freed: int
     net_bytes: int

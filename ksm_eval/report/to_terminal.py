@@ -9,42 +9,36 @@ from io import StringIO
 
 from rich.console import Console
 
+from ksm_eval.report.advice import (
+    cost,
+    kinds,
+    next_steps,
+    security,
+    verdict,
+    what_if,
+    where,
+    why_not,
+)
 from ksm_eval.report.blocks import (
     counted,
     fit,
     hanging,
     human_bytes,
+    more,
     or_dash,
     percent,
     plain,
     table_of,
     title,
 )
-from ksm_eval.report.model import Completeness, Phase, ProcessRow, Report, Run
+from ksm_eval.report.model import Completeness, ProcessRow, Report, Run
+from ksm_eval.report.names import BYTES, FREED_BY, ORDER, PAGES, QUESTIONS, phase_of
 from ksm_eval.report.passes import stillness, timeline, verification
+from ksm_eval.report.ranking import by_gain
 from ksm_eval.report.text import printable
 
 WIDTH = 80
 TOP_PROCESSES = 20
-
-_PAGES = ("pages_shared", "pages_sharing", "pages_unshared", "pages_volatile", "ksm_zero_pages")
-_BYTES = ("general_profit",)
-_ORDER = (
-    *_PAGES,
-    "ksm_rmap_items",
-    "stable_node_chains",
-    "stable_node_dups",
-    *_BYTES,
-)
-_QUESTIONS = {
-    "merge_any": "as if PR_SET_MEMORY_MERGE had been set for them",
-    "mergeable_only": "only what they offer already (VM_MERGEABLE)",
-}
-_FREED_BY = {
-    "merged": "duplicates merged",
-    "zero": "zero pages mapped to the zero page",
-    "thp_zero": "zero subpages of split THPs",
-}
 
 
 def to_terminal(
@@ -75,14 +69,28 @@ def to_terminal(
     )
     _heading(console, report)
     _completeness(console, report.completeness)
-    _verdict(console, report)
+    advised = report.decision
+    if advised is None:
+        _verdict(console, report)
+    else:
+        verdict(console, advised, report)
+        next_steps(console, advised.next_steps)
     _counters(console, report, actual, printable(actual_label))
     verification(console, report.verify)
     timeline(console, report.timeline)
     stillness(console, report)
     _savings(console, report)
+    if advised is not None:
+        where(console, advised)
     _processes(console, report)
-    _ineligible(console, report)
+    if advised is None:
+        _ineligible(console, report)
+    else:
+        kinds(console, advised, report.target.page_size)
+        why_not(console, advised.why_not)
+        security(console, advised.security, report.target.page_size)
+        cost(console, advised.cost)
+        what_if(console, advised)
     _settings(console, report)
     if run is not None and report.target.kind != "vmcore" and run.snapshot is None:
         _cost(console, run)
@@ -104,7 +112,7 @@ def _heading(console: Console, report: Report) -> None:
     console.print(f"Read {when}; debug info: {printable(report.debug_info)}")
     if report.selection:
         console.print("Selected: " + " ".join(printable(word) for word in report.selection))
-    question = _QUESTIONS.get(report.question, printable(report.question))
+    question = QUESTIONS.get(report.question, printable(report.question))
     console.print(f"Question: {question}")
 
 
@@ -200,13 +208,13 @@ def _counters(
         table.add_column()
     system = report.system
     phases = system.phases or {}
-    observed_phase = _phase_of(observed, phases) or system.phase
-    actual_phase = _phase_of(actual or {}, phases) or system.phase
+    observed_phase = phase_of(observed, phases) or system.phase
+    actual_phase = phase_of(actual or {}, phases) or system.phase
 
     def row(name: str, value: int, phase: str) -> None:
-        cells = [f"{name} ({phase})" if phase else name, str(value)]
-        size = value if name in _BYTES else value * report.target.page_size
-        cells.append(human_bytes(size) if name in _BYTES or name in _PAGES else "")
+        cells = [printable(f"{name} ({phase})" if phase else name), str(value)]
+        size = value if name in BYTES else value * report.target.page_size
+        cells.append(human_bytes(size) if name in BYTES or name in PAGES else "")
         if observed:
             now = observed.get(name) if phase in ("", observed_phase) else None
             cells.append(or_dash(now))
@@ -219,7 +227,7 @@ def _counters(
         table.add_row(*map(plain, cells))
 
     counters = system.counters
-    for name in (*_ORDER, *sorted(set(counters) - set(_ORDER))):
+    for name in (*ORDER, *sorted(set(counters) - set(ORDER))):
         if name not in counters:
             continue
         if phases and name in ("pages_unshared", "pages_volatile"):
@@ -238,15 +246,6 @@ def _counters(
         )
 
 
-def _phase_of(actual: Mapping[str, int], phases: Mapping[str, Phase]) -> str | None:
-    """The phase that counters read from a kernel are of, if any fits."""
-    read = (actual.get("pages_unshared"), actual.get("pages_volatile"))
-    for name, phase in phases.items():
-        if read == (phase.pages_unshared, phase.pages_volatile):
-            return name
-    return None
-
-
 def _savings(console: Console, report: Report) -> None:
     savings = report.savings
     page_size = report.target.page_size
@@ -257,7 +256,7 @@ def _savings(console: Console, report: Report) -> None:
         table.add_row(*map(plain, (name, "" if frames is None else str(frames), human_bytes(size))))
 
     for kind, frames in savings.frames_freed_by.items():
-        row("  " + printable(_FREED_BY.get(kind, kind)), frames, frames * page_size)
+        row("  " + printable(FREED_BY.get(kind, kind)), frames, frames * page_size)
     row("freed", savings.frames_freed, savings.bytes_freed)
     row("ksmd's own data (rmap_items, stable nodes)", None, savings.net_bytes - savings.bytes_freed)
     row("net", None, savings.net_bytes)
@@ -284,12 +283,7 @@ def _processes(console: Console, report: Report) -> None:
         gap=1,
     )
 
-    # Without a counter of its own (before 6.4) the merged pages say the same.
-    def gain(process: ProcessRow) -> int:
-        profit = process.ksm_process_profit
-        return process.ksm_merging_pages if profit is None else profit
-
-    ranked = sorted(report.processes, key=lambda process: (-gain(process), process.pid))
+    ranked = by_gain(report.processes)
     for process in ranked[:TOP_PROCESSES]:
         profit = process.ksm_process_profit
         cells = [
@@ -305,9 +299,7 @@ def _processes(console: Console, report: Report) -> None:
             cells.append(_calm_share(process))
         table.add_row(*map(plain, cells))
     console.print(table)
-    hidden = len(ranked) - TOP_PROCESSES
-    if hidden > 0:
-        console.print(f"{hidden} more not shown; --format json has all of them.")
+    more(console, len(ranked) - TOP_PROCESSES)
 
 
 def _calm_share(process: ProcessRow) -> str:

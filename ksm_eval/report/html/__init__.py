@@ -1,0 +1,1 @@
+"""The parts of the HTML report: to_html.py puts them together."""

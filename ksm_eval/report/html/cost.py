@@ -1,0 +1,120 @@
+"""What ksmd needs for it, and what other settings would give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ksm_eval.report.blocks import human_bytes
+from ksm_eval.report.decision import Cost, WhatIf
+from ksm_eval.report.html.bars import Bar, bars
+from ksm_eval.report.html.curves import scan_times
+from ksm_eval.report.html.markup import Html
+from ksm_eval.report.html.section import Section, pair, paragraph, section
+from ksm_eval.report.html.tables import Column, amount, count, plain, table, text
+from ksm_eval.report.html.words import duration, name, size
+from ksm_eval.report.model import Report
+
+_BARS = 16
+
+
+def cost(report: Report, rows: int) -> Section | None:
+    if report.decision is None:
+        return None
+    found = report.decision.cost
+    how = "Measured" if found.measured else "Assumed"
+    source = f" ({found.source})" if found.source else ""
+    return section(
+        "cost",
+        "What ksmd needs for it",
+        paragraph(
+            f"{found.pages} pages a full scan. {how}: {1e6 * found.seconds_a_page:.3g} "
+            f"microseconds of CPU a page{source}."
+        ),
+        pair(scan_times(found.rows), _settling(found.passes_to, found.seconds_to)),
+        _rows(found, rows),
+        paragraph(found.advisor) if found.advisor else None,
+    )
+
+
+def _settling(passes: Mapping[str, int], seconds: Mapping[str, float]) -> Html | None:
+    if not passes:
+        return None
+    body = [
+        [
+            text(f"{share} %"),
+            count(passes[share]),
+            plain(duration(seconds[share]), seconds[share]) if share in seconds else count(None),
+        ]
+        for share in sorted(passes, key=lambda share: (len(share), share))
+    ]
+    columns = [Column("of the saving"), Column("full scans", True), Column("time", True)]
+    caption = "How soon it is there, at the target's own settings"
+    return table(caption, columns, body, sortable=False)
+
+
+def _rows(found: Cost, limit: int) -> Html | None:
+    if not found.rows:
+        return None
+    columns = [
+        Column("pages_to_scan", True),
+        Column("sleep_millisecs", True),
+        Column("full scan", True),
+        Column("% of a CPU", True),
+        Column("CPU a scan", True),
+        Column("note"),
+    ]
+    body = [
+        [
+            count(row.pages_to_scan),
+            count(row.sleep_millisecs),
+            plain(duration(row.seconds), row.seconds),
+            plain(f"{row.cpu_percent:.1f}", row.cpu_percent),
+            plain(duration(row.cpu_seconds), row.cpu_seconds),
+            text(row.note),
+        ]
+        for row in found.rows[:limit]
+    ]
+    return table("A full scan at other settings", columns, body, total=len(found.rows))
+
+
+def what_if(report: Report, limit: int) -> Section | None:
+    if report.decision is None or not report.decision.what_if:
+        return None
+    rows = report.decision.what_if
+    columns = [
+        Column("if"),
+        Column("kind"),
+        Column("pages_shared", True),
+        Column("pages_sharing", True),
+        Column("frames freed", True),
+        Column("net", True),
+        Column("difference", True),
+    ]
+    body = [
+        [
+            text(_name(row)),
+            text(row.kind),
+            count(row.pages_shared),
+            count(row.pages_sharing),
+            count(row.frames_freed),
+            amount(row.net_bytes),
+            amount(row.difference),
+        ]
+        for row in rows[:limit]
+    ]
+    found = [
+        Bar(name(_name(row)), row.net_bytes, size(row.net_bytes),
+            f"net {human_bytes(row.net_bytes)}")
+        for row in rows[:_BARS]
+    ]  # fmt: skip
+    note = f"The first {_BARS} of {len(rows)}." if len(rows) > _BARS else ""
+    return section(
+        "what-if",
+        "What if",
+        bars("Net memory gained, if …", found, "save", note),
+        table("The same memory evaluated otherwise", columns, body, total=len(rows)),
+    )
+
+
+def _name(row: WhatIf) -> str:
+    return f"{row.name} (as it is)" if row.current else row.name

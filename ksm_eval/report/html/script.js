@@ -1,0 +1,54 @@
+
+"use strict";
+(function () {
+  function value(row, column) {
+    const cell = row.cells[column];
+    return cell.dataset.v === undefined ? cell.textContent : Number(cell.dataset.v);
+  }
+
+  function compare(a, b) {
+    return typeof a === "number" && typeof b === "number" ? a - b
+      : String(a).localeCompare(String(b), undefined, { numeric: true });
+  }
+
+  function sort(table, column, head) {
+    const numeric = head.classList.contains("n");
+    const up = head.ariaSort ? head.ariaSort !== "ascending" : !numeric;
+    for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", up ? "ascending" : "descending");
+    const rows = Array.from(table.tBodies[0].rows, (row) => [value(row, column), row]);
+    rows.sort((a, b) => (up ? compare(a[0], b[0]) : compare(b[0], a[0])));
+    table.tBodies[0].append(...rows.map((row) => row[1]));
+  }
+
+  for (const table of document.querySelectorAll(".ksm-eval table.sortable")) {
+    Array.from(table.tHead.rows[0].cells).forEach((head, column) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.append(...head.childNodes);
+      button.addEventListener("click", () => sort(table, column, head));
+      head.append(button);
+    });
+  }
+
+  for (const block of document.querySelectorAll(".ksm-eval .steps pre")) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "copy";
+    button.textContent = "Copy";
+    button.addEventListener("click", () => {
+      getSelection().selectAllChildren(block);
+      const done = () => { button.textContent = "Copied"; };
+      if (navigator.clipboard) {
+        navigator.clipboard.writeText(block.textContent).then(done, () => {});
+      } else if (document.execCommand("copy")) {
+        done();
+      }
+    });
+    block.after(button);
+  }
+
+  addEventListener("beforeprint", () => {
+    for (const details of document.querySelectorAll(".ksm-eval details")) details.open = true;
+  });
+})();

@@ -1,0 +1,45 @@
+"""Numbers and names as a reader wants them."""
+
+from __future__ import annotations
+
+from ksm_eval.report.blocks import human_bytes, percent
+from ksm_eval.report.html.markup import Html, element
+
+LONG = 300
+"""Characters of a name. The whole of a longer one is in the JSON."""
+
+SHORT = 20
+"""Characters of a name that stays on one line."""
+
+
+def size(count: int) -> Html:
+    """Bytes with a unit; the exact number is its title."""
+    return element("span", human_bytes(count), title=f"{count} bytes", class_="q")
+
+
+def duration(seconds: float) -> str:
+    """In the largest unit of which there are two: "85 s", "2.4 h"."""
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds == length or seconds >= 2 * length:
+            count = seconds / length
+            return f"{count:.2g} {unit}" if count < 10 else f"{count:.0f} {unit}"
+    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+
+
+def share(part: float) -> str:
+    return f"-{percent(-part)}" if part < 0 else percent(part)
+
+
+def compact(count: float) -> str:
+    """For ticks, which are round: "20k", "1.5M"."""
+    for unit, length in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(count) >= length:
+            return f"{count / length:.10g}{unit}"
+    return f"{count:.10g}"
+
+
+def name(text: str) -> Html:
+    """What the target named: its direction of writing stays its own, and its length is bounded."""
+    if len(text) > LONG:
+        return element("bdi", f"{text[:LONG]}… ({len(text)} characters)")
+    return element("bdi", text, class_="q" if len(text) <= SHORT else None)
