@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
 
 from ksm_eval.report.decision import Decision
 
@@ -194,14 +193,11 @@ class Report:
     verify: tuple[VerifyRow, ...] = ()  # with --verify
     decision: Decision | None = None  # None with --verify only
 
-    def _repr_html_(self) -> str | None:
-        """For notebooks. None, where there is no HTML format: they show repr() then."""
-        try:
-            to_html = import_module("ksm_eval.report.to_html")
-        except ModuleNotFoundError:
-            return None
-        fragment: str = to_html.to_fragment(self)
-        return fragment
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        from ksm_eval.report.to_html import to_fragment  # which imports this module
+
+        return to_fragment(self)
 
 
 @dataclass(frozen=True)
