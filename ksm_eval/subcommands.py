@@ -12,6 +12,7 @@ import click
 
 from ksm_eval.errors import UsageError
 from ksm_eval.options import Options, check, command, percent
+from ksm_eval.report.text import printable
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,12 @@ def compare_command(
         if output.resolve() in (old.resolve(), new.resolve()):
             raise UsageError("--output would overwrite what is compared", "choose another file")
     comparison = compare(read_report(old), read_report(new))
+    if fail_if_worse is not None:  # a gate on such figures must not pass in silence
+        if comparison.differ:
+            names = ", ".join(what for what, _, _ in comparison.differ)
+            _warn(f"the reports hardly compare, they differ in {names}")
+        for line in comparison.incomplete:
+            _warn(line)
     text = compare_json(comparison) if form == "json" else compare_text(comparison)
     if fail_if_worse is None or not is_worse(comparison, fail_if_worse / 100):
         return Answer(text, output)
@@ -93,6 +100,16 @@ def compare_command(
         f"--fail-if-worse allows {fail_if_worse:g} %"
     )
     return Answer(text, output, failed)
+
+
+def _warn(line: str) -> None:
+    _tell(f"ksm-eval: warning: {line}")
+
+
+def _tell(line: str) -> None:
+    """To standard error; there may be names of files or of the target in it."""
+    if sys.stderr is not None:
+        click.echo(printable(line), err=True)
 
 
 _NOT_OF_A_BATCH: Final = frozenset(
@@ -160,15 +177,11 @@ def _batch(
         check_writable(junit)
     speaks = sys.stderr is not None and not options.quiet
 
-    def tell(line: str) -> None:
-        if sys.stderr is not None:
-            click.echo(line, err=True)
-
     def done(outcome: Outcome, number: int, of: int) -> None:
         if speaks and sys.stderr.isatty():
-            tell(f"[{number}/{of}] {outcome.name}: {outcome.result}")
+            _tell(f"[{number}/{of}] {outcome.name}: {outcome.result}")
 
-    evaluation = Evaluation([*words, "--format=json"], out, tell)
+    evaluation = Evaluation([*words, "--format=json"], out, _tell)
     outcomes = evaluate_all(cores, evaluation, done=done)
     if junit is not None:
         with atomic_write(junit, 0o666) as file:

@@ -127,6 +127,20 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "see ksm-eval compare --help" in capsys.readouterr().err
 
 
+def test_a_gate_on_what_hardly_compares_is_no_silent_one(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    new = document(selection=("--all",))
+    new["completeness"]["share_unreadable"] = 0.25
+    assert ran(capsys, tmp_path, document(), new)[2] == ""
+    code, _, err = ran(capsys, tmp_path, document(), new, "--fail-if-worse", "5")
+    assert code == 0
+    assert err.splitlines()[0] == (
+        "ksm-eval: warning: the reports hardly compare, they differ in selection"
+    )
+    assert err.splitlines()[1].endswith("new.json: 25 % of the pages could not be read")
+
+
 def test_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, out, _ = ran(capsys, tmp_path, document(1000), document(900), "--format", "json")
     found = json.loads(out)
