@@ -10,7 +10,7 @@ from ksm_eval.report.html.bars import Bar, bars
 from ksm_eval.report.html.curves import scan_times
 from ksm_eval.report.html.markup import Html
 from ksm_eval.report.html.section import Section, pair, paragraph, section
-from ksm_eval.report.html.tables import Column, amount, count, plain, table, text
+from ksm_eval.report.html.tables import MISSING, Column, amount, count, plain, table, text
 from ksm_eval.report.html.words import duration, name, size
 from ksm_eval.report.model import Report
 
@@ -43,7 +43,7 @@ def _settling(passes: Mapping[str, int], seconds: Mapping[str, float]) -> Html |
         [
             text(f"{share} %"),
             count(passes[share]),
-            plain(duration(seconds[share]), seconds[share]) if share in seconds else count(None),
+            plain(duration(seconds[share]), seconds[share]) if share in seconds else MISSING,
         ]
         for share in sorted(passes, key=lambda share: (len(share), share))
     ]

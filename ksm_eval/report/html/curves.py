@@ -111,7 +111,7 @@ def scan_times(rows: Sequence[ScanRow]) -> Html | None:
         return None
     many = [row.pages_to_scan for row in usable]
     took = [row.seconds for row in usable]
-    x = decades(min(many), max(many), LEFT, RIGHT)
+    x = decades(min(many), max(many), LEFT + 12, RIGHT - 4)
     y = decades(min(took), max(took), BOTTOM, TOP)
     sleeps = sorted({row.sleep_millisecs for row in usable})
     styles = {sleep: f"s{index % 6 + 1}" for index, sleep in enumerate(sleeps)}

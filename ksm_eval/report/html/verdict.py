@@ -24,7 +24,7 @@ _WORTH = {
 def heading(report: Report) -> Html:
     target = report.target
     about = [
-        f"{target.kind} {target.path}".strip(),
+        f"{target.kind} {target.path}" if target.path else target.kind,
         f"Linux {target.release} {target.arch}, pages of {target.page_size} bytes",
         f"read {moment(target.time)}",
         f"types from {report.debug_info}" if report.debug_info else "",

@@ -10,7 +10,7 @@ from ksm_eval.report.decision import Choice, Decision, GroupRow, Madvise
 from ksm_eval.report.html.bars import Bar, bars
 from ksm_eval.report.html.markup import Html, element, joined
 from ksm_eval.report.html.section import ELSEWHERE, Section, items, pair, section
-from ksm_eval.report.html.tables import Cell, Column, amount, count, plain, table, text
+from ksm_eval.report.html.tables import MISSING, Cell, Column, amount, count, plain, table, text
 from ksm_eval.report.html.words import name, size
 from ksm_eval.report.model import ProcessRow, Report, VmaRow
 
@@ -132,7 +132,7 @@ def _calm(process: ProcessRow) -> Cell:
     """Of the pages that were there in every sample; 100 % is all of them."""
     old = process.mappings - (process.new_pages or 0)
     if process.calm_pages is None or old <= 0:
-        return plain("new" if process.new_pages else "–", -1)  # noqa: RUF001
+        return plain("new") if process.new_pages else MISSING
     return plain(f"{math.floor(100 * process.calm_pages / old)} %", process.calm_pages / old)
 
 
