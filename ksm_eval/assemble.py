@@ -8,6 +8,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from ksm_eval.decision import Questions, decide
+from ksm_eval.decision.net import net_bytes, records_now
 from ksm_eval.replay.calm import Calm
 from ksm_eval.replay.converged import Prediction
 from ksm_eval.replay.counters import Counters, per_process
@@ -39,12 +41,15 @@ def assemble(
     prediction: Prediction,
     timeline: Timeline | None = None,
     stood: Stood | None = None,
+    questions: Questions | None = None,
 ) -> Report:
     """The report of one prediction. `overridden`: settings that an option set; `timeline`: what
     single passes do; `stood`: what stood still, where there were several samples."""
     meta = snapshot.meta
     timeline = timeline or Timeline()
     calm = None if stood is None else stood.calm
+    complete, saved = _completeness(snapshot, prediction, stood), _savings(snapshot, prediction)
+    still = None if stood is None else _stillness(snapshot, stood, timeline)
     return Report(
         target=TargetFacts(
             kind=meta.kind,
@@ -59,18 +64,21 @@ def assemble(
         debug_info=meta.debug_info,
         question=meta.question,
         selection=tuple(meta.selection),
-        completeness=_completeness(snapshot, prediction, stood),
+        completeness=complete,
         settings=_settings(snapshot, settings, overridden),
         system=_system(snapshot, settings, prediction),
         observed=meta.counters,
-        savings=_savings(snapshot, prediction),
+        savings=saved,
         processes=_processes(snapshot, prediction, calm),
         vmas=_vmas(snapshot, prediction, calm),
         ineligible=_ineligible(snapshot),
         entries=_entries(snapshot),
         notes=tuple(_notes(snapshot, prediction, timeline, stood)),
         timeline=_timeline(timeline),
-        calm=None if stood is None else _stillness(snapshot, stood, timeline),
+        calm=still,
+        decision=decide(
+            snapshot, settings, prediction, saved, complete, still, questions or Questions()
+        ),
     )
 
 
@@ -207,7 +215,7 @@ def _system(snapshot: Snapshot, settings: Settings, prediction: Prediction) -> S
 def _savings(snapshot: Snapshot, prediction: Prediction) -> Savings:
     saved, meta = prediction.savings, snapshot.meta
     freed = saved.frames_freed * meta.page_size
-    now = _records_now(snapshot)
+    now = records_now(snapshot)
     selected = snapshot.processes.selected
     return Savings(
         frames_freed=saved.frames_freed,
@@ -216,24 +224,11 @@ def _savings(snapshot: Snapshot, prediction: Prediction) -> Savings:
         frames_merged_now=int(has(snapshot.frames.flags, FrameFlag.KSM).sum()),
         metadata_bytes=saved.metadata_bytes,
         metadata_bytes_now=now,
-        net_bytes=freed - (saved.metadata_bytes - now),
+        net_bytes=net_bytes(snapshot, saved),
         thps=saved.thps,
         thps_split=saved.thps_split,
         pss_before=round(float(saved.pss_before[selected].sum())),
         pss_after=round(float(saved.pss_after[selected].sum())),
-    )
-
-
-def _records_now(snapshot: Snapshot) -> int:
-    """Bytes that ksmd's records of these processes take already."""
-    meta, processes = snapshot.meta, snapshot.processes
-    items = processes.observed.get("ksm_rmap_items")
-    found = meta.counters.get("ksm_rmap_items", 0) if items is None else int(items.sum())
-    nodes = int(has(snapshot.frames.flags, FrameFlag.KSM).sum())
-    return (
-        found * meta.sizeof["rmap_item"]
-        + nodes * meta.sizeof["stable_node"]
-        + int(processes.registered.sum()) * meta.sizeof["mm_slot"]
     )
 
 

@@ -25,6 +25,7 @@ from ksm_eval.options import Options, check, command
 from ksm_eval.report.text import printable
 
 if TYPE_CHECKING:
+    from ksm_eval.decision import Questions
     from ksm_eval.progress import Teller
     from ksm_eval.report.model import Report, Run
     from ksm_eval.sampling import Samples
@@ -75,20 +76,39 @@ def _work(options: Options, arguments: Sequence[str]) -> None:
     check(options)
     report, bytes_read, short = _report(options)
     now = _run(options, arguments, report, bytes_read, started)
-    if options.form == "json":
-        from ksm_eval.report.to_json import to_json
-
-        text = to_json(report, now)
-    else:
-        from ksm_eval.report.to_terminal import to_terminal
-
-        text = to_terminal(report, now, **_terminal(options))
-    _write(text, options.output)
+    _write(_rendered(options, report, now), options.output)
     _check_complete(report, options.max_unreadable)
     if short:
         raise IncompleteError(
             f"fewer samples than asked for: {short}", "the report is of those that were taken"
         )
+
+
+def _rendered(options: Options, report: Report, now: Run) -> str:
+    form = options.form
+    if form == "json":
+        from ksm_eval.report.to_json import to_json
+
+        return to_json(report, now)
+    if form == "jsonl":
+        from ksm_eval.report.to_jsonl import to_jsonl
+
+        return to_jsonl(report, now)
+    if form == "csv":
+        from ksm_eval.report.to_csv import to_csv
+
+        return to_csv(report)
+    if form == "prometheus":
+        from ksm_eval.report.to_prometheus import to_prometheus
+
+        return to_prometheus(report)
+    if form == "html":
+        from ksm_eval.report.to_html import to_html
+
+        return to_html(report, now)
+    from ksm_eval.report.to_terminal import to_terminal
+
+    return to_terminal(report, now, **_terminal(options))
 
 
 def _run(
@@ -140,7 +160,11 @@ def _sampled(options: Options, progress: Teller | None) -> tuple[Report, int, st
         return _one(options, snapshot, progress), taken.bytes_read, ""
     short = "" if taken.stopped is None else taken.stopped.message
     report = evaluate_taken(
-        taken, _overrides(options), max_memory=int(options.max_memory), progress=progress
+        taken,
+        _overrides(options),
+        max_memory=int(options.max_memory),
+        progress=progress,
+        questions=_questions(options),
     )
     return report, taken.bytes_read, short
 
@@ -160,7 +184,12 @@ def _one(options: Options, snapshot: Snapshot, progress: Teller | None) -> Repor
     if options.verify:
         return verify_snapshot(snapshot, passes=options.passes or 1, progress=progress)
     return evaluate_snapshot(
-        snapshot, _overrides(options), passes=options.passes, progress=progress
+        snapshot,
+        _overrides(options),
+        passes=options.passes,
+        progress=progress,
+        questions=_questions(options),
+        within=options.within,
     )
 
 
@@ -185,7 +214,11 @@ def _cores(options: Options, progress: Teller | None) -> tuple[Report, int]:
             )
             samples.append((target, snapshot))
         report = evaluate_samples(
-            samples, _overrides(options), max_memory=int(options.max_memory), progress=progress
+            samples,
+            _overrides(options),
+            max_memory=int(options.max_memory),
+            progress=progress,
+            questions=_questions(options),
         )
         return report, sum(target.meter.bytes_read for target, _ in samples)
 
@@ -273,6 +306,12 @@ def _opened(options: Options, core: Path | None) -> Target:
     if options.qemu is not None:
         return open_guest(options.qemu, symbols=options.symbols, vmcoreinfo=options.vmcoreinfo)
     return open_live(options.via or "auto", symbols=options.symbols)
+
+
+def _questions(options: Options) -> Questions:
+    from ksm_eval.decision import Questions
+
+    return Questions(options.group_by, options.target_scan_time or None, options.what_if)
 
 
 def _overrides(options: Options) -> dict[str, int | bool]:

@@ -122,7 +122,7 @@ def collect(
     # Where ksmd has worked already, what others offer it takes part in what merges.
     warm = bool(counters.get("ksm_rmap_items") or counters.get("pages_shared"))
     processes = target.processes(selection, with_registered=warm)
-    memory = memory_now(max_memory, info.page_size, exact=exact)
+    memory = memory_now(max_memory, info.page_size, exact=exact, proc=info.kind == "procfs")
     _require_enough(processes, mergeable_only or warm, memory)
     walked = _walk(target, processes, mergeable_only, memory, progress)
     if not any(process.selected for process in walked.processes):
@@ -211,6 +211,7 @@ def collect(
             lost=walked.lost,
             notes=list(info.notes),
             total_ram_pages=info.total_ram_pages,
+            pace=target.pace(),
         ),
         processes=_process_table(walked.processes),
         vmas=vmas,

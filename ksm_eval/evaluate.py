@@ -11,6 +11,8 @@ from typing import Any
 
 from ksm_eval.assemble import Stood, Timeline, assemble, verified
 from ksm_eval.collect import collect
+from ksm_eval.decision import Questions
+from ksm_eval.decision.security import confined
 from ksm_eval.errors import TargetError, UsageError
 from ksm_eval.listening import heard
 from ksm_eval.memcmp_order import common_order
@@ -105,18 +107,44 @@ def evaluate_snapshot(
     *,
     passes: int = 0,
     progress: Progress | None = None,
+    questions: Questions | None = None,
+    within: str | None = None,
 ) -> Report:
     """Replay ksmd on a snapshot and report.
 
     `passes`: also the counters after each of so many full scans; where ksmd has run, of so
     many more. `overrides` replaces settings by their /sys/kernel/mm/ksm names.
+    `within`: as if KSM merged only inside one "uid", "cgroup" or "user_ns".
     Raises UsageError for a setting this kernel does not have, or cannot change now.
     """
     settings = _settings(snapshot, overrides)
+    if within is not None:
+        snapshot = _confined(snapshot, within)
     _begun(progress)
     prediction = predict(snapshot, settings)
     timeline = _timeline(snapshot, settings, passes, progress)
-    return assemble(snapshot, settings, frozenset(overrides or ()), prediction, timeline)
+    return assemble(
+        snapshot,
+        settings,
+        frozenset(overrides or ()),
+        prediction,
+        timeline,
+        questions=questions,
+    )
+
+
+def _confined(snapshot: Snapshot, by: str) -> Snapshot:
+    try:
+        alone = confined(snapshot, by)
+    except ValueError:
+        raise UsageError(
+            f"the target does not tell the {by} of any process", "leave --within out"
+        ) from None
+    note = (
+        f"within one {by} only: a page merges with equal ones that processes of the same {by} map; "
+        "ksmd itself cannot be told to do so, but it is what opting in one of them would give"
+    )
+    return replace(alone, meta=replace(alone.meta, notes=[note, *alone.meta.notes]))
 
 
 def _begun(progress: Progress | None) -> None:
@@ -176,6 +204,7 @@ def evaluate_samples(
     *,
     max_memory: int = 0,
     progress: Progress | None = None,
+    questions: Questions | None = None,
 ) -> Report:
     """Replay ksmd over vmcores of one boot, in their order, a full scan each.
 
@@ -190,7 +219,9 @@ def evaluate_samples(
                 stack.enter_context(heard(target, progress, ORDERING))
             snapshots = common_order(samples)
     _begun(progress)
-    return evaluate_series(snapshots, overrides, ranked=True, max_memory=max_memory)
+    return evaluate_series(
+        snapshots, overrides, ranked=True, max_memory=max_memory, questions=questions
+    )
 
 
 def evaluate_taken(
@@ -200,14 +231,19 @@ def evaluate_taken(
     passes: int = 0,
     max_memory: int = 0,
     progress: Progress | None = None,
+    questions: Questions | None = None,
 ) -> Report:
     """What sampling.take_samples() took: evaluate_series(), of one evaluate_snapshot()."""
     snapshots, moments = taken.snapshots, taken.moments
     if len(snapshots) == 1:
-        report = evaluate_snapshot(snapshots[0], overrides, passes=passes, progress=progress)
+        report = evaluate_snapshot(
+            snapshots[0], overrides, passes=passes, progress=progress, questions=questions
+        )
     else:
         _begun(progress)
-        report = evaluate_series(snapshots, overrides, moments, max_memory=max_memory)
+        report = evaluate_series(
+            snapshots, overrides, moments, max_memory=max_memory, questions=questions
+        )
     notes = []
     if taken.stopped is not None:
         notes.append(
@@ -230,6 +266,7 @@ def evaluate_series(
     *,
     ranked: bool = False,
     max_memory: int = 0,
+    questions: Questions | None = None,
 ) -> Report:
     """Replay ksmd over several samples, a full scan each.
 
@@ -257,7 +294,7 @@ def evaluate_series(
     else:
         series = snapshots if ranked else [_unranked(snapshot) for snapshot in snapshots]
         timeline = Timeline(simulate_series(series, settings))
-    stood_still = calm(snapshots)
+    stood_still, hz = calm(snapshots), last.meta.pace.get("hz")
     calm_prediction = predict(calm_only(last, stood_still), settings)
     return assemble(
         last,
@@ -268,12 +305,13 @@ def evaluate_series(
         Stood(
             stood_still,
             calm_prediction,
-            full_scan_seconds(len(last.mappings), settings),
+            full_scan_seconds(len(last.mappings), settings, hz=int(hz) if hz else None),
             tuple(moments),
             worst_share=max(map(unreadable_share, snapshots[:-1]), default=0.0),
             lost=_of_earlier(snapshots, lambda snapshot: snapshot.meta.lost),
             notes=_of_earlier(snapshots, lambda snapshot: snapshot.meta.notes),
         ),
+        questions,
     )
 
 
@@ -338,6 +376,8 @@ def evaluate(
     progress: Progress | None = None,
     max_memory: int = 0,
     jobs: int | None = None,
+    questions: Questions | None = None,
+    within: str | None = None,
 ) -> Report:
     """Select, read, replay, report."""
     snapshot = collect(
@@ -349,4 +389,11 @@ def evaluate(
         max_memory=max_memory,
         jobs=jobs,
     )
-    return evaluate_snapshot(snapshot, overrides, passes=passes, progress=progress)
+    return evaluate_snapshot(
+        snapshot,
+        overrides,
+        passes=passes,
+        progress=progress,
+        questions=questions,
+        within=within,
+    )

@@ -7,17 +7,21 @@ from dataclasses import dataclass
 from ksm_eval.errors import TargetError
 from ksm_eval.footprint import available_bytes, max_rss_bytes, rss_bytes
 
-BYTES_A_FRAME = 240
-"""Of memory that collecting and the settled state take at most for each frame. With the mapping:
-measured through /proc with a million frames, each mapped once, beside 36 MiB for code: collecting
-145 where pages adjoin, 155 where none do; the settled state 259 where each content is there
-twice."""
-BYTES_A_MAPPING = 40
-"""The same for each mapping of a frame. Measured with 17 of them a frame: 24."""
-BYTES_A_FRAME_EXACT = 480
-"""With `exact`: collecting 258, three passes 471 where each content is there twice."""
-BYTES_A_MAPPING_EXACT = 70
-"""Measured: three passes 55."""
+
+@dataclass(frozen=True)
+class Each:
+    """Bytes of memory that collecting and the replay take at most."""
+
+    frame: int
+    mapping: int
+
+
+# Measured with two million frames, each mapped once, where each content is there twice: 185, with
+# 3 full scans 385; with 17 mappings a frame 20 a mapping.
+SETTLED, EXACT = Each(180, 25), Each(400, 45)
+# The same through /proc, with one million: 205 and 384.
+PROC_SETTLED, PROC_EXACT = Each(190, 40), Each(360, 70)
+
 _CODE = 16 << 20  # that is loaded later, and buffers; measured: 9
 _NOISE = 1.02  # from one run to the next
 _CACHED_PAGES = 1024  # that libkdumpfile keeps of a kdump
@@ -32,14 +36,12 @@ class Memory:
     left: int  # of the machine
     limit: int  # that this process may have, 0: any
     used: int  # by this process, with what it will take in any case
-    exact: bool
+    each: Each
 
     def require(self, mappings: int, frames: int = 0, *, clearly: bool = False) -> None:
         """Raise TargetError if there is not enough. `frames`: 0 while they are not known;
         `clearly`: a lower bound, by the kernel's own counts, which may be some pages off."""
-        each = BYTES_A_MAPPING_EXACT if self.exact else BYTES_A_MAPPING
-        of_frame = BYTES_A_FRAME_EXACT if self.exact else BYTES_A_FRAME
-        needed = each * mappings + of_frame * frames
+        needed = self.each.mapping * mappings + self.each.frame * frames
         factor = _CLEARLY if clearly else 1.0
         about = "at least" if clearly else "about" if frames else "more than"
         if self.limit and self.used + needed > self.limit * factor:
@@ -68,7 +70,7 @@ def memory_left(max_memory: int) -> int:
     return min(left, max(0, max_memory - rss_bytes())) if max_memory else left
 
 
-def memory(max_memory: int, page_size: int, *, exact: bool) -> Memory:
+def memory(max_memory: int, page_size: int, *, exact: bool, proc: bool = False) -> Memory:
     """As it is now. `page_size`: of the target, 0 if none is open. Raises TargetError if
     `max_memory` is not even enough for no page."""
     used = rss_bytes() + _CODE + _CACHED_PAGES * page_size
@@ -79,4 +81,5 @@ def memory(max_memory: int, page_size: int, *, exact: bool) -> Memory:
             f"--max-memory allows {_mib(max_memory)}",
             f"give --max-memory {-(-int(floor * _NOISE) >> 20)}M, and more for the pages",
         )
-    return Memory(available_bytes(), max_memory, used, exact)
+    settled, by_passes = (PROC_SETTLED, PROC_EXACT) if proc else (SETTLED, EXACT)
+    return Memory(available_bytes(), max_memory, used, by_passes if exact else settled)

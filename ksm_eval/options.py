@@ -17,6 +17,8 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical", "none")  # drgn's
 
+FORMATS = ("table", "json", "jsonl", "csv", "prometheus", "html")
+
 VIAS = ("auto", "kcore", "proc")
 
 EXAMPLES = """\
@@ -48,6 +50,10 @@ class Options:
     use_zero_pages: bool | None
     merge_across_nodes: bool | None
     smart_scan: bool | None
+    within: str | None
+    group_by: str | None
+    what_if: bool
+    target_scan_time: float
     passes: int
     samples: int
     interval: float | None  # None: as long as a full scan takes
@@ -87,6 +93,19 @@ def _size(context: click.Context, parameter: click.Parameter, text: str | None) 
     if not size:
         raise click.BadParameter(f"{text!r} is not a size such as 200M", context, parameter)
     return size
+
+
+def _seconds(context: click.Context, parameter: click.Parameter, text: str | None) -> float:
+    """More than 0; 0 if not given."""
+    if text is None:
+        return 0.0
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e9:  # false for NaN, too
+        raise click.BadParameter(f"{text!r} is no number of seconds", context, parameter)
+    return seconds
 
 
 def _interval(context: click.Context, parameter: click.Parameter, text: str) -> float | None:
@@ -185,6 +204,22 @@ Examples:
     help="Instead of the target's own: skip pages that did not merge, ever longer.",
 )
 @click.option(
+    "--within", type=click.Choice(["uid", "cgroup", "user_ns"]),
+    help="As if KSM merged only inside one uid, cgroup or user namespace.",
+)  # fmt: skip
+@click.option(
+    "--group-by", type=click.Choice(["cgroup", "comm", "uid"]),
+    help="Sums of processes.  [default: cgroup if there are several, else comm]",
+)  # fmt: skip
+@click.option(
+    "--what-if", is_flag=True,
+    help="Also with other settings, without THPs, and without each process.",
+)  # fmt: skip
+@click.option(
+    "--target-scan-time", callback=_seconds, metavar="SECONDS",
+    help="Tell which pages_to_scan gets a full scan done in that time.",
+)  # fmt: skip
+@click.option(
     "--passes", type=click.IntRange(min=0, max=10_000), default=0, metavar="N",
     help="Also the counters after each of the first N full scans.",
 )  # fmt: skip
@@ -214,8 +249,8 @@ Examples:
 )  # fmt: skip
 @_file("--save", help="Write a snapshot: hashes and page tables, no page contents.")
 @click.option(
-    "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True,
-    help="For a person or for a program (docs/json-schema.md).",
+    "--format", "form", type=click.Choice(FORMATS), default="table", show_default=True,
+    help="table and html are for persons, the others for programs (docs/json-schema.md).",
 )  # fmt: skip
 @_file("-o", "--output", help="Write the report to a file.")
 @click.option(
@@ -250,6 +285,8 @@ def check(options: Options) -> None:
     }
     if options.verify:
         _check_verify(options)
+    if options.samples > 1 or len(options.cores) > 1:
+        _refuse({"--within": options.within}, "several samples", "evaluate one of them")
     if options.snapshot is not None:
         collecting = {
             "--core": options.cores,
@@ -333,6 +370,7 @@ def _check_verify(options: Options) -> None:
         "--use-zero-pages": options.use_zero_pages is not None,
         "--merge-across-nodes": options.merge_across_nodes is not None,
         "--smart-scan": options.smart_scan is not None,
+        "--within": options.within,
     }
     _refuse(given, "--verify", "it is about what ksmd has done, with the target's own settings")
     if len(options.cores) > 1:

@@ -87,7 +87,8 @@ def take_samples(
             selection = replace(selection, started_by=int(started.max()))
             if interval is None:
                 settings, pages = snapshot.meta.settings, len(snapshot.mappings)
-                taken.interval = full_scan_seconds(pages, settings)
+                hz = snapshot.meta.pace.get("hz")
+                taken.interval = full_scan_seconds(pages, settings, hz=int(hz) if hz else None)
                 if announce is not None:
                     announce(taken.interval)
             else:

@@ -245,6 +245,9 @@ class Metadata:
     lost: list[str] = field(default_factory=list)  # processes of which nothing can be said
     notes: list[str] = field(default_factory=list)  # what a reader must know, a line each
     total_ram_pages: int = 0
+    pace: dict[str, float] = field(default_factory=dict)
+    """What the target tells of how fast its ksmd is: "hz", "ksmd_cpu_seconds" since boot, and the
+    scan-time advisor's settings by their sysfs names."""
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,8 @@ from hypothesis import strategies as st
 
 from ksm_eval.replay.contents import Kind
 from ksm_eval.replay.converged import Prediction
-from ksm_eval.replay.savings import Outcome
 from ksm_eval.snapshot import FrameFlag, Snapshot
 from tests.snapshots import snapshots
-
-
-def outcome(prediction: Prediction) -> Outcome:
-    """Of every mapping of the snapshot."""
-    return prediction.divided.outcome(prediction.outcome)
 
 
 @st.composite
@@ -61,7 +55,7 @@ class Told:
 
 def tell(snapshot: Snapshot, prediction: Prediction, across_nodes: bool) -> Told:
     """One mapping after the other."""
-    result, found = outcome(prediction), Told()
+    result, found = prediction.placed.outcome(snapshot), Told()
     offset = snapshot.vmas.offset
     for vma, process in enumerate(snapshot.vmas.process.tolist()):
         for position in range(int(offset[vma]), int(offset[vma + 1])):

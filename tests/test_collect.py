@@ -18,7 +18,7 @@ from drgn.helpers.linux.mm import (
 from ksm_eval.collect import collect
 from ksm_eval.errors import TargetError, UsageError
 from ksm_eval.memcmp_order import memcmp_order
-from ksm_eval.memory import BYTES_A_MAPPING
+from ksm_eval.memory import SETTLED
 from ksm_eval.snapshot import NO_COMPOUND, Entry, MappingFlag, Snapshot, has
 from ksm_eval.sweep import sweep
 from ksm_eval.target import Process, Selection, Vma, WalkedVmas, read_page
@@ -356,7 +356,7 @@ def test_too_much_is_refused_before_all_is_walked(monkeypatch: pytest.MonkeyPatc
     whole = collect(vm, Selection(all=True))
     assert len(walks) == len(whole.processes) > 5
     several = sum(walks[:3])
-    monkeypatch.setattr("ksm_eval.memory.available_bytes", lambda: BYTES_A_MAPPING * several - 1)
+    monkeypatch.setattr("ksm_eval.memory.available_bytes", lambda: SETTLED.mapping * several - 1)
     walks.clear()
     # By the kernel's own counts all of them are too many.
     with pytest.raises(TargetError, match="pages need at least"):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +16,8 @@ from ksm_eval.decision.security import confined, groups_of, security
 from ksm_eval.replay.contents import Kind
 from ksm_eval.replay.converged import predict
 from ksm_eval.replay.rules import Settings
-from ksm_eval.snapshot import FrameFlag, Processes, Snapshot
-from tests.decisions import groups, outcome
+from ksm_eval.snapshot import FrameFlag, Snapshot
+from tests.decisions import groups
 from tests.fixtures import NAMES, snapshot
 from tests.snapshots import Builder
 from tests.snapshots import settings as ksm_settings
@@ -55,7 +54,7 @@ def test_nobody_shares_with_another_group(memory: Snapshot, ksm: Settings, by: s
     known = [f for f in memory.frames.flags.tolist() if f & FrameFlag.KSM]
     alone = confined(memory, by)
     prediction, of_frame = predict(alone, ksm), mappers(memory, names)
-    result = outcome(prediction)
+    result = prediction.placed.outcome(alone)
     for position, frame in enumerate(alone.mappings.frame.tolist()):
         target = int(result.frame[position])
         if result.kind[position] == Kind.MERGED and target < len(memory.frames):
@@ -170,21 +169,14 @@ def test_a_page_shared_by_fork_and_setuid_is_of_both() -> None:
     assert len(found.sources) == 5
 
 
-@dataclass(frozen=True)
-class Spaces(Processes):
-    """Processes whose user namespaces are known."""
-
-    user_ns: Any = None
-
-
 def test_user_namespaces_where_they_are_known() -> None:
     builder = Builder()
     for _ in range(4):
         builder.process(builder.frame("X"))
     memory = builder.build()
     assert groups_of(memory, "user_ns") is None
-    spaces = Spaces(**vars(memory.processes), user_ns=np.array([9, 9, 5, 9], np.uint32))
-    memory = replace(memory, processes=spaces)
+    spaces = np.array([9, 9, 5, 9], np.uint32)
+    memory = replace(memory, processes=replace(memory.processes, user_ns=spaces))
     found = security(memory, Settings(), predict(memory, Settings()))
     assert [(s.by, s.groups, s.within, s.across) for s in found.splits] == [
         ("uid", 1, 3, 0),

@@ -61,7 +61,7 @@ def test_the_figure_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ksm_eval.memory.rss_bytes", lambda: 30 * MIB)
     monkeypatch.setattr("ksm_eval.memory.max_rss_bytes", lambda: 40 * MIB)
     # 30, 16 for code, 4 for libkdumpfile's cache, and the pages: 94 are of files.
-    for exact, each, of_frame in ((False, 40, 240), (True, 70, 480)):
+    for exact, each, of_frame in ((False, 25, 180), (True, 45, 400)):
         enough = 50 * MIB + each * 9604 + of_frame * 4559
         collect(vm, Selection(all=True), exact=exact, max_memory=enough)
         figure = f"^9,604 pages need about {-(-enough // MIB)} MiB of memory, --max-memory allows"
@@ -73,7 +73,7 @@ def test_the_figure_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     # prctl(), and so only a part of it.
     vm = target("x86_64-6.1-tiny")
     pages = sum(process.anon_pages for process in vm.processes(Selection(all=True)))
-    monkeypatch.setattr("ksm_eval.memory.available_bytes", lambda: MIB)
+    monkeypatch.setattr("ksm_eval.memory.available_bytes", lambda: MIB // 2)
     with pytest.raises(TargetError, match=rf"^{pages:,} pages need at least 2 MiB of memory, and"):
         collect(vm, Selection(all=True), exact=True)
 

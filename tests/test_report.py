@@ -219,7 +219,7 @@ def test_json_values() -> None:
     assert list(made) == [
         "schema_version", "run", "target", "debug_info", "question", "selection", "completeness",
         "settings", "system", "observed", "savings", "processes", "vmas", "ineligible", "entries",
-        "notes", "timeline", "calm", "verify",
+        "notes", "timeline", "calm", "verify", "decision",
     ]  # fmt: skip
     assert made["system"]["pages_sharing"] == 42037
     assert made["system"]["phase"] == "scan"
@@ -333,7 +333,7 @@ def test_best_process_first_and_how_many_are_not_shown() -> None:
     text = to_terminal(report(processes=many))
     pids = [int(line.split()[0]) for line in text.splitlines() if " w " in line]
     assert pids == list(range(30, 10, -1))
-    assert "10 more not shown; --format json has all of them." in text
+    assert "10 more; --format json has all." in text
 
 
 def test_incomplete_comes_before_all_figures() -> None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ksm_eval.replay.grouping import may_repeat
+from ksm_eval.replay.grouping import equals
+from ksm_eval.replay.plain import nodes
 from ksm_eval.snapshot import I64, FrameFlag, Snapshot, has
 
 
@@ -41,21 +42,15 @@ class Equal:
 def equal_frames(snapshot: Snapshot, across_nodes: bool) -> Equal:
     """Equal bytes, and unless `across_nodes` of one NUMA node: what one tree of ksmd holds."""
     frames = snapshot.frames
-    wanted = may_repeat(frames.hash) & ~has(frames.flags, FrameFlag.UNREADABLE)
-    zero = has(frames.flags, FrameFlag.ZERO) & ~has(frames.flags, FrameFlag.UNREADABLE)
-    rows = np.flatnonzero(wanted | zero)
-    node = np.zeros(len(rows), np.uint16) if across_nodes else frames.node[rows]
-    order = np.lexsort((node, frames.hash[rows]))
-    rows, node = rows[order], node[order]
-    hashes = frames.hash[rows]
-    starts = np.ones(len(rows) + 1, np.bool_)  # and the end
-    starts[1:-1] = (hashes[1:] != hashes[:-1]) | (node[1:] != node[:-1])
-    first = np.flatnonzero(starts)
-    size = np.diff(first)
-    kept = np.repeat(size > 1, size) | zero[rows]
-    rows, size = rows[kept], size[(size > 1) | zero[rows[first[:-1]]]]
+    hidden = has(frames.flags, FrameFlag.UNREADABLE)
+    some = np.flatnonzero(~hidden).astype(np.uint32) if hidden.any() else None
+    found, bounds = equals(frames.hash, some, nodes(snapshot, across_nodes))
+    alone = has(frames.flags, FrameFlag.ZERO) & ~hidden
+    alone[found] = False
+    more = np.flatnonzero(alone)
+    bounds = np.append(bounds, bounds[-1] + 1 + np.arange(len(more)))
     return Equal(
-        rows=rows,
-        bounds=np.concatenate(([0], np.cumsum(size))),
-        content=np.repeat(np.arange(len(size)), size),
+        rows=np.append(found, more).astype(np.int64),
+        bounds=bounds,
+        content=np.repeat(np.arange(len(bounds) - 1), np.diff(bounds)),
     )

@@ -44,34 +44,14 @@ class Fate:
 def fate_of(snapshot: Snapshot, prediction: Prediction) -> Fate:
     """`prediction` is that of this snapshot."""
     frames, mapped = len(snapshot.frames), snapshot.mappings.frame
-    divided, told = prediction.divided, prediction.outcome
+    placed = prediction.placed
+    whole, positions = placed.nodes, placed.positions
     kind, target = np.zeros(frames, np.uint8), np.arange(frames)
-    count = len(divided.rows)
-
-    def placed(rows: I64) -> I64:
-        """Rows of the part that was replayed, in the whole."""
-        found = rows + np.where(rows >= count, frames - count, 0)  # copies
-        there = (rows >= 0) & (rows < count)
-        found[there] = divided.rows[rows[there]]
-        return found
-
-    part = divided.rest.mappings.frame
-    of_part = np.full(count, -1, np.int64)
-    kinds = np.zeros(count, np.uint8)
-    for at in _blocks(len(part)):
-        of_part[part[at]], kinds[part[at]] = told.frame[at], told.kind[at]
-    several = np.zeros(count, np.bool_)
-    for at in _blocks(len(part)):
-        rows = part[at]
-        several[rows[(of_part[rows] != told.frame[at]) | (kinds[rows] != told.kind[at])]] = True
-    kind[divided.rows], target[divided.rows] = kinds, placed(of_part)
+    kind[whole.frames] = Kind.MERGED
+    target[whole.frames] = np.repeat(whole.ksm, np.diff(whole.bounds))
+    told_kind, told_target = placed.told.kind, placed.told.frame
     one_by_one = np.zeros(frames, np.bool_)
-    one_by_one[divided.rows] = several
-    positions = np.empty(0, np.int64)
-    if several.any():
-        positions = positions_of(mapped, one_by_one)
-    inside = np.flatnonzero(several[part]) if len(positions) else positions
-    told_kind, told_target = told.kind[inside], placed(told.frame[inside])
+    one_by_one[mapped[positions]] = True
 
     counts = mappings_of(snapshot).astype(np.int64)
     outside = np.maximum(snapshot.frames.mapcount.astype(np.int64) - counts, 0)
@@ -91,7 +71,7 @@ def fate_of(snapshot: Snapshot, prediction: Prediction) -> Fate:
         told_kind=told_kind,
         told_target=told_target,
         one_by_one=one_by_one,
-        split=told.split,
+        split=placed.told.split,
         counts=counts,
         outside=outside,
         after=after,

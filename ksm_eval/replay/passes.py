@@ -45,11 +45,11 @@ def simulate_passes(
     )
     of_process = per_process(snapshot.vmas, items, len(snapshot.processes))
     smart = settings.smart_scan and snapshot.meta.rules.smart_scan
-    visited = _visited(smart)
+    visits_of_plain = visited(smart)
     results = []
     visits = skips = 0
     for number, of_rest in enumerate(replay.passes, 1):
-        scanned = next(visited)
+        scanned = next(visits_of_plain)
         visits += scanned
         skips += not scanned
         # The first visit notes the checksum; a page that is skipped is in no tree.
@@ -58,7 +58,7 @@ def simulate_passes(
     return Passes(results, replay.inexact)
 
 
-def _visited(smart: bool) -> Iterator[bool]:
+def visited(smart: bool) -> Iterator[bool]:
     """In which passes a page that never merges is visited: should_skip_rmap_item()."""
     age = skips = 0
     while True:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ksm_eval.replay.contents import in_compound, locked_mappings
 from ksm_eval.replay.counters import per_vma
-from ksm_eval.replay.grouping import may_repeat
+from ksm_eval.replay.grouping import equals
 from ksm_eval.snapshot import FrameFlag, Mappings, Snapshot, has
 
 Bool = NDArray[np.bool_]
@@ -54,7 +54,9 @@ def without_plain(snapshot: Snapshot) -> Snapshot:
     frames, mapped, rules = snapshot.frames, snapshot.mappings.frame, snapshot.meta.rules
     if frames.order is not None:
         return snapshot
-    matters = may_repeat(frames.hash) & ~has(frames.flags, FrameFlag.UNREADABLE)
+    matters = np.zeros(len(frames), np.bool_)
+    matters[equals(frames.hash)[0]] = True
+    matters &= ~has(frames.flags, FrameFlag.UNREADABLE)
     matters |= has(frames.flags, FrameFlag.KSM | FrameFlag.ZERO)
     if rules.pmd_at_a_time:
         matters |= in_compound(snapshot)

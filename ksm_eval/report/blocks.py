@@ -22,6 +22,14 @@ def human_bytes(count: int) -> str:
     return f"{value / 1024:.1f} PiB"
 
 
+def human_seconds(seconds: float) -> str:
+    """In the largest unit of which there are two: "85 s", "2.4 h", "0.038 s"."""
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+
+
 def percent(share: float) -> str:
     """Never rounded to 0 or 100 %: those have a meaning of their own."""
     if 0 < share < 0.0005:
@@ -63,6 +71,18 @@ def table_of(*columns: tuple[str, bool], gap: int = 2) -> Table:
     for heading, numeric in columns:
         table.add_column(plain(heading), justify="right" if numeric else "left", no_wrap=numeric)
     return table
+
+
+def said(console: Console, text: str, style: str = "") -> None:
+    """A sentence that may have words of the target in it."""
+    console.print(plain(printable(text)), style=style or None)
+
+
+def more(console: Console, hidden: int, first: int | None = None) -> None:
+    """`first`: JSON itself has only so many, None: all."""
+    if hidden > 0:
+        has = "all" if first is None else f"the first {first}"
+        console.print(f"{hidden} more; --format json has {has}.")
 
 
 def title(console: Console, title: str) -> None:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Verdict:
-    """The first thing to read."""
+    """The first thing to read. Where ksmd has run, all but general_profit is about what is yet to
+    come."""
 
-    worth: str  # "yes", "little" (under 1 % of the RSS), "no" (costs more), "nothing" to merge
+    worth: str  # "yes", "little" (under 1 % of PSS), "no" (costs more), "nothing" to merge
     sentence: str  # in plain words, with the figures
     frames_freed: int
     net_bytes: int
@@ -138,24 +139,27 @@ class ScanRow:
 
     pages_to_scan: int
     sleep_millisecs: int
-    seconds: float  # a full scan
+    seconds: float  # a full scan, from its begin to that of the next
     cpu_percent: float  # of one CPU, while it scans
     cpu_seconds: float  # a full scan
-    note: str = ""  # "target", "default", "--target-scan-time", "hopeless: …"
+    note: str = ""  # "target", "default", "--target-scan-time 60", "hopeless: …"; several by ", "
 
 
 @dataclass(frozen=True)
 class Cost:
     """What ksmd needs for it."""
 
-    pages: int  # rmap_items a pass, none of them skipped
+    pages: int  # candidate mappings: what the first scans visit; smart scan skips some later
     seconds_a_page: float
     measured: bool  # False: assumed; `source` says by whom and where
     source: str
     rows: tuple[ScanRow, ...]  # the first is the target's own
     advisor: str  # what the scan-time advisor would settle at; "" if the kernel has none
-    passes_to: Mapping[str, int]  # "50", "90", "99" percent of the saving -> full scans
-    seconds_to: Mapping[str, float]  # the same at the target's own settings
+    # "50", "90", "99" percent of the frames freed -> full scans from the first that finds these
+    # pages, the one that gets there counts; empty if nothing is freed.
+    passes_to: Mapping[str, int]
+    seconds_to: Mapping[str, float]  # the same at the target's own settings; ends within a scan
+    settling: str = ""  # how passes_to was found: "replayed", or "at most: …"
 
 
 @dataclass(frozen=True)
@@ -163,7 +167,7 @@ class WhatIf:
     """The same memory evaluated otherwise."""
 
     name: str  # "max_page_sharing=64", "without 1234 (comm)"
-    kind: str  # the setting, "thp" or "process"
+    kind: str  # the setting, "thp", "process", or "current" of the report itself
     current: bool  # how the target is set
     pages_shared: int
     pages_sharing: int
@@ -210,3 +214,4 @@ class Decision:
     frames have this content; "fork_shared": no other frame has it, other processes map it;
     "unique"; "copied": a copy that ksmd made in vain; "unreadable"."""
     next_steps: tuple[Step, ...]
+    what_if_left_out: tuple[str, ...] = ()  # what could not be asked of this target, and why

@@ -6,6 +6,7 @@ from rich.console import Console
 
 from ksm_eval.report.blocks import hanging, or_dash, percent, plain, table_of, title
 from ksm_eval.report.model import Pass, Report, VerifyRow
+from ksm_eval.report.text import printable
 
 _COLUMNS = {
     "pages_shared": "shared",
@@ -97,7 +98,7 @@ def verification(console: Console, rows: tuple[VerifyRow, ...]) -> None:
     for row in rows:
         after = row.after[: len(scans)]
         cells = (row.target, row.records, row.difference, *after)
-        found.add_row(plain(row.counter), *(plain(or_dash(cell)) for cell in cells))
+        found.add_row(plain(printable(row.counter)), *(plain(or_dash(cell)) for cell in cells))
     console.print(found)
     differing = [row.counter for row in rows if row.difference]
     verdict = f"{', '.join(differing)} differ." if differing else "All counters are equal."

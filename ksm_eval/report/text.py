@@ -16,6 +16,11 @@ def printable(text: str) -> str:
     return "".join(_escape(c) if not c.isprintable() or c == "\\" else c for c in text)
 
 
+def copyable(text: str) -> str:
+    r"""A command on one line, to be copied: as printable(), but backslashes are its own."""
+    return "".join(c if c.isprintable() else _escape(c) for c in text)
+
+
 def encodable(text: str) -> str:
     r"""`text` without surrogates (bytes that were no UTF-8), which become \xNN."""
     if not any(ord(c) in _SURROGATES for c in text):

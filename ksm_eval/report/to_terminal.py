@@ -9,11 +9,22 @@ from io import StringIO
 
 from rich.console import Console
 
+from ksm_eval.report.advice import (
+    cost,
+    kinds,
+    next_steps,
+    security,
+    verdict,
+    what_if,
+    where,
+    why_not,
+)
 from ksm_eval.report.blocks import (
     counted,
     fit,
     hanging,
     human_bytes,
+    more,
     or_dash,
     percent,
     plain,
@@ -23,6 +34,7 @@ from ksm_eval.report.blocks import (
 from ksm_eval.report.model import Completeness, ProcessRow, Report, Run
 from ksm_eval.report.names import BYTES, FREED_BY, ORDER, PAGES, QUESTIONS, phase_of
 from ksm_eval.report.passes import stillness, timeline, verification
+from ksm_eval.report.ranking import by_gain
 from ksm_eval.report.text import printable
 
 WIDTH = 80
@@ -57,14 +69,28 @@ def to_terminal(
     )
     _heading(console, report)
     _completeness(console, report.completeness)
-    _verdict(console, report)
+    advised = report.decision
+    if advised is None:
+        _verdict(console, report)
+    else:
+        verdict(console, advised, report)
+        next_steps(console, advised.next_steps)
     _counters(console, report, actual, printable(actual_label))
     verification(console, report.verify)
     timeline(console, report.timeline)
     stillness(console, report)
     _savings(console, report)
+    if advised is not None:
+        where(console, advised)
     _processes(console, report)
-    _ineligible(console, report)
+    if advised is None:
+        _ineligible(console, report)
+    else:
+        kinds(console, advised, report.target.page_size)
+        why_not(console, advised.why_not)
+        security(console, advised.security, report.target.page_size)
+        cost(console, advised.cost)
+        what_if(console, advised)
     _settings(console, report)
     if run is not None and report.target.kind != "vmcore" and run.snapshot is None:
         _cost(console, run)
@@ -186,7 +212,7 @@ def _counters(
     actual_phase = phase_of(actual or {}, phases) or system.phase
 
     def row(name: str, value: int, phase: str) -> None:
-        cells = [f"{name} ({phase})" if phase else name, str(value)]
+        cells = [printable(f"{name} ({phase})" if phase else name), str(value)]
         size = value if name in BYTES else value * report.target.page_size
         cells.append(human_bytes(size) if name in BYTES or name in PAGES else "")
         if observed:
@@ -257,12 +283,7 @@ def _processes(console: Console, report: Report) -> None:
         gap=1,
     )
 
-    # Without a counter of its own (before 6.4) the merged pages say the same.
-    def gain(process: ProcessRow) -> int:
-        profit = process.ksm_process_profit
-        return process.ksm_merging_pages if profit is None else profit
-
-    ranked = sorted(report.processes, key=lambda process: (-gain(process), process.pid))
+    ranked = by_gain(report.processes)
     for process in ranked[:TOP_PROCESSES]:
         profit = process.ksm_process_profit
         cells = [
@@ -278,9 +299,7 @@ def _processes(console: Console, report: Report) -> None:
             cells.append(_calm_share(process))
         table.add_row(*map(plain, cells))
     console.print(table)
-    hidden = len(ranked) - TOP_PROCESSES
-    if hidden > 0:
-        console.print(f"{hidden} more not shown; --format json has all of them.")
+    more(console, len(ranked) - TOP_PROCESSES)
 
 
 def _calm_share(process: ProcessRow) -> str:

@@ -202,6 +202,9 @@ class Target(Memory, Protocol):
     def settings(self) -> tuple[Settings, dict[str, str]]:
         """The tunables and where each was found ("target" or "kernel default")."""
 
+    def pace(self) -> dict[str, float]:
+        """As Metadata.pace, what can be read of it."""
+
     def counters(self) -> dict[str, int]:
         """The target's own counters by sysfs name, those that are readable."""
 

@@ -64,6 +64,8 @@ class Holes:
 
     def touch(self, address: int, size: int) -> bool:
         """Whether a part of this physical memory lies in a hole."""
+        if not len(self.start):
+            return False
         after = int(np.searchsorted(self.end, np.uint64(address), "right"))
         return after < len(self.end) and int(self.start[after]) < address + size
 

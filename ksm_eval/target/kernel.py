@@ -35,6 +35,7 @@ from ksm_eval.target import (
     paging_arm64,
     paging_x86,
 )
+from ksm_eval.target.advisor import read_advisor
 from ksm_eval.target.core_file import CoreFile
 from ksm_eval.target.core_memory import fill
 from ksm_eval.target.elf_file import open_elf
@@ -46,8 +47,10 @@ from ksm_eval.target.frames import (
     page_layout,
     read_structs,
 )
+from ksm_eval.target.jiffies import read_jiffies
 from ksm_eval.target.kernel_values import first_value, record_sizes, swap_types, total_ram
 from ksm_eval.target.ksm_state import read_records
+from ksm_eval.target.ksmd_cpu import ksmd_cpu_seconds
 from ksm_eval.target.lru_batches import batched_pages, waiting
 from ksm_eval.target.meter import Meter
 from ksm_eval.target.pid_ns import INITIAL, own_namespace, own_pid
@@ -160,6 +163,17 @@ class KernelTarget:
     @_while_there
     def settings(self) -> tuple[Settings, dict[str, str]]:
         return read_settings(self._prog, self._rules)
+
+    @_while_there
+    def pace(self) -> dict[str, float]:
+        advisor = read_advisor(self._prog)
+        found: dict[str, float] = {f"advisor_{name}": value for name, value in advisor.items()}
+        jiffies, seconds = read_jiffies(self._prog), ksmd_cpu_seconds(self._prog)
+        if jiffies is not None:
+            found["hz"] = jiffies.hz
+        if seconds is not None:
+            found["ksmd_cpu_seconds"] = seconds
+        return found
 
     @_while_there
     def counters(self) -> dict[str, int]:

@@ -39,6 +39,8 @@ from ksm_eval.target import (
     group_compounds,
     proc_pages,
 )
+from ksm_eval.target.advisor import sysfs_advisor
+from ksm_eval.target.ksmd_cpu import live_hz, proc_ksmd_cpu_seconds
 from ksm_eval.target.meter import Meter
 from ksm_eval.target.proc_maps import VM_EXEC, VM_READ, VM_WRITE, dax_devices, parse_smaps
 from ksm_eval.target.proc_nodes import nodes
@@ -143,6 +145,16 @@ class ProcTarget:
 
     def settings(self) -> tuple[Settings, dict[str, str]]:
         return self._sysfs.settings, self._sysfs.source
+
+    def pace(self) -> dict[str, float]:
+        advisor = sysfs_advisor()
+        found: dict[str, float] = {f"advisor_{name}": value for name, value in advisor.items()}
+        hz, seconds = live_hz(), proc_ksmd_cpu_seconds()
+        if hz is not None:
+            found["hz"] = hz
+        if seconds is not None:
+            found["ksmd_cpu_seconds"] = seconds
+        return found
 
     def counters(self) -> dict[str, int]:
         return dict(self._sysfs.counters)

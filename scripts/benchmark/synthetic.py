@@ -174,6 +174,9 @@ class SyntheticTarget:
     def settings(self) -> tuple[Settings, dict[str, str]]:
         return Settings(), {}
 
+    def pace(self) -> dict[str, float]:
+        return {}
+
     def counters(self) -> dict[str, int]:
         return {}
 

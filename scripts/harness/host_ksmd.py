@@ -17,7 +17,8 @@ from ksm_eval.target.proc_tasks import list_groups, read_ksm_stat, read_stat
 
 KSM = Path("/sys/kernel/mm/ksm")
 TUNABLES = ("pages_to_scan", "sleep_millisecs", "smart_scan", "use_zero_pages",
-            "max_page_sharing", "merge_across_nodes", "advisor_mode")  # fmt: skip
+            "max_page_sharing", "merge_across_nodes", "advisor_mode",
+            "advisor_target_scan_time")  # fmt: skip
 ONE_PASS = 4_000_000  # pages_to_scan: more than there is, so that a batch is a full scan
 SOON = 60.0  # seconds; for what takes milliseconds on an idle machine
 

@@ -13,12 +13,13 @@ from ksm_eval.report.html.section import ELSEWHERE, Section, items, pair, sectio
 from ksm_eval.report.html.tables import MISSING, Cell, Column, amount, count, plain, table, text
 from ksm_eval.report.html.words import name, size
 from ksm_eval.report.model import ProcessRow, Report, VmaRow
+from ksm_eval.report.ranking import by_gain
 
 _BARS = 12
 
 
 def where(report: Report, rows: int) -> Section | None:
-    ranked = _ranked(report.processes)
+    ranked = by_gain(report.processes)
     decision = report.decision
     return section(
         "where",
@@ -30,15 +31,6 @@ def where(report: Report, rows: int) -> Section | None:
         _madvise(decision.madvise, rows) if decision else None,
         _vmas(report, rows),
     )
-
-
-def _ranked(processes: Sequence[ProcessRow]) -> list[ProcessRow]:
-    # Without a counter of its own (before 6.4) the merged pages say the same.
-    def gain(process: ProcessRow) -> int:
-        profit = process.ksm_process_profit
-        return process.ksm_merging_pages if profit is None else profit
-
-    return sorted(processes, key=lambda process: (-gain(process), process.pid))
 
 
 def _process_bars(ranked: Sequence[ProcessRow]) -> Html | None:
