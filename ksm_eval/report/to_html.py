@@ -6,7 +6,7 @@ from ksm_eval.report.html.markup import Html, element, joined
 from ksm_eval.report.html.page import body, island, policy, script, style
 from ksm_eval.report.html.verdict import title
 from ksm_eval.report.model import Report, Run
-from ksm_eval.report.to_json import document
+from ksm_eval.report.plain import document
 
 ROWS = 500
 """The most that a table of the page has; the JSON in it has all."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from ksm_eval.report.blocks import human_seconds
 from ksm_eval.report.html.markup import Child, Html, element, verbatim
 from ksm_eval.report.html.section import Section, items, section
 from ksm_eval.report.html.tables import Column, plain, table, text
 from ksm_eval.report.html.verdict import moment
-from ksm_eval.report.html.words import duration, name, size
+from ksm_eval.report.html.words import name, size
 from ksm_eval.report.model import Report, Run
 
 _NOTES = 200
@@ -35,7 +36,7 @@ def about_run(run: Run) -> Section | None:
     facts: list[tuple[str, Child]] = [
         ("Tool", f"ksm-eval {run.version}" + (f", drgn {run.drgn}" if run.drgn else "")),
         ("Ended", moment(run.time)),
-        ("Took", f"{duration(run.duration)}, {duration(run.cpu_seconds)} of CPU"),
+        ("Took", f"{human_seconds(run.duration)}, {human_seconds(run.cpu_seconds)} of CPU"),
         ("Read of the target", size(run.bytes_read)),
         ("Most memory", size(run.max_rss_bytes)),
     ]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from ksm_eval.report.blocks import human_bytes
+from ksm_eval.report.blocks import human_bytes, human_seconds
 from ksm_eval.report.decision import Cost, WhatIf
 from ksm_eval.report.html.bars import Bar, bars
 from ksm_eval.report.html.curves import scan_times
 from ksm_eval.report.html.markup import Html
-from ksm_eval.report.html.section import Section, pair, paragraph, section
-from ksm_eval.report.html.tables import Column, amount, count, plain, table, text
-from ksm_eval.report.html.words import duration, name, size
+from ksm_eval.report.html.section import Section, items, pair, paragraph, section
+from ksm_eval.report.html.tables import MISSING, Column, amount, count, plain, table, text
+from ksm_eval.report.html.words import name, size
 from ksm_eval.report.model import Report
 
 _BARS = 16
@@ -30,25 +28,27 @@ def cost(report: Report, rows: int) -> Section | None:
             f"{found.pages} pages a full scan. {how}: {1e6 * found.seconds_a_page:.3g} "
             f"microseconds of CPU a page{source}."
         ),
-        pair(scan_times(found.rows), _settling(found.passes_to, found.seconds_to)),
+        pair(scan_times(found.rows), _settling(found)),
         _rows(found, rows),
         paragraph(found.advisor) if found.advisor else None,
     )
 
 
-def _settling(passes: Mapping[str, int], seconds: Mapping[str, float]) -> Html | None:
+def _settling(found: Cost) -> Html | None:
+    passes, seconds = found.passes_to, found.seconds_to
     if not passes:
         return None
     body = [
         [
             text(f"{share} %"),
             count(passes[share]),
-            plain(duration(seconds[share]), seconds[share]) if share in seconds else count(None),
+            plain(human_seconds(seconds[share]), seconds[share]) if share in seconds else MISSING,
         ]
         for share in sorted(passes, key=lambda share: (len(share), share))
     ]
     columns = [Column("of the saving"), Column("full scans", True), Column("time", True)]
-    caption = "How soon it is there, at the target's own settings"
+    how = f" ({found.settling})" if found.settling else ""
+    caption = f"How soon it is there, at the target's own settings{how}"
     return table(caption, columns, body, sortable=False)
 
 
@@ -67,9 +67,9 @@ def _rows(found: Cost, limit: int) -> Html | None:
         [
             count(row.pages_to_scan),
             count(row.sleep_millisecs),
-            plain(duration(row.seconds), row.seconds),
+            plain(human_seconds(row.seconds), row.seconds),
             plain(f"{row.cpu_percent:.1f}", row.cpu_percent),
-            plain(duration(row.cpu_seconds), row.cpu_seconds),
+            plain(human_seconds(row.cpu_seconds), row.cpu_seconds),
             text(row.note),
         ]
         for row in found.rows[:limit]
@@ -78,9 +78,9 @@ def _rows(found: Cost, limit: int) -> Html | None:
 
 
 def what_if(report: Report, limit: int) -> Section | None:
-    if report.decision is None or not report.decision.what_if:
+    if report.decision is None:
         return None
-    rows = report.decision.what_if
+    rows, left_out = report.decision.what_if, report.decision.what_if_left_out
     columns = [
         Column("if"),
         Column("kind"),
@@ -112,7 +112,10 @@ def what_if(report: Report, limit: int) -> Section | None:
         "what-if",
         "What if",
         bars("Net memory gained, if …", found, "save", note),
-        table("The same memory evaluated otherwise", columns, body, total=len(rows)),
+        table("The same memory evaluated otherwise", columns, body, total=len(rows))
+        if rows
+        else None,
+        items(f"left out: {reason}" for reason in left_out),
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from ksm_eval.report.html.curves import passes
 from ksm_eval.report.html.markup import Html, element
 from ksm_eval.report.html.section import ELSEWHERE, Section, paragraph, section
-from ksm_eval.report.html.tables import Cell, Column, amount, count, plain, table
+from ksm_eval.report.html.tables import MISSING, Cell, Column, amount, count, plain, table
 from ksm_eval.report.model import Report, Stillness
 from ksm_eval.report.names import BYTES, ORDER, PAGES, phase_of
 
@@ -27,11 +27,10 @@ def counters(report: Report, rows: int) -> Section | None:
             _file(f"{name} ({phase})" if phase else name),
             count(value),
             _as_bytes(report, name, value),
-            *([count(now), plain("–" if now is None else f"{value - now:+}",  # noqa: RUF001
-                                 None if now is None else value - now)] if ran else []),
+            *([count(now), _added(value, now)] if ran else []),
         ]
         for name, phase, value, now in _counters(report)
-    ]  # fmt: skip
+    ]
     phases = (
         "Smart scan skips pages that do not merge in more and more passes: after a pass that "
         "visits all (scan) pages_unshared and pages_volatile differ from one that skips (skip)."
@@ -64,7 +63,11 @@ def _counters(report: Report) -> Iterator[tuple[str, str, int, int | None]]:
 def _as_bytes(report: Report, name: str, value: int) -> Cell:
     if name in BYTES:
         return amount(value)
-    return amount(value * report.target.page_size) if name in PAGES else plain("", -1)
+    return amount(value * report.target.page_size) if name in PAGES else plain("")
+
+
+def _added(value: int, now: int | None) -> Cell:
+    return MISSING if now is None else plain(f"{value - now:+}", value - now)
 
 
 def _file(name: str) -> Cell:

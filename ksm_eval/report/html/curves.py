@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ksm_eval.report.blocks import percent
+from ksm_eval.report.blocks import human_seconds, percent
 from ksm_eval.report.decision import ScanRow
 from ksm_eval.report.html.markup import Html, element, joined
 from ksm_eval.report.html.scale import Scale, decades, linear
@@ -23,7 +23,7 @@ from ksm_eval.report.html.svg import (
     polyline,
     svg,
 )
-from ksm_eval.report.html.words import compact, duration
+from ksm_eval.report.html.words import compact
 from ksm_eval.report.model import Pass
 
 _LINES = (
@@ -33,6 +33,20 @@ _LINES = (
     ("pages_volatile", "s4"),
     ("ksm_zero_pages", "s5"),
 )
+_TIMES = {
+    1e-3: "1 ms",
+    1e-2: "10 ms",
+    0.1: "0.1 s",
+    1: "1 s",
+    10: "10 s",
+    60: "1 min",
+    600: "10 min",
+    3600: "1 h",
+    36_000: "10 h",
+    864_000: "10 d",
+    8_640_000: "100 d",
+}
+"""Seconds that an axis names."""
 _DOTS = 40  # more passes than this are a line without dots
 
 
@@ -111,7 +125,7 @@ def scan_times(rows: Sequence[ScanRow]) -> Html | None:
         return None
     many = [row.pages_to_scan for row in usable]
     took = [row.seconds for row in usable]
-    x = decades(min(many), max(many), LEFT, RIGHT)
+    x = decades(min(many), max(many), LEFT + 12, RIGHT - 4)
     y = decades(min(took), max(took), BOTTOM, TOP)
     sleeps = sorted({row.sleep_millisecs for row in usable})
     styles = {sleep: f"s{index % 6 + 1}" for index, sleep in enumerate(sleeps)}
@@ -122,21 +136,21 @@ def scan_times(rows: Sequence[ScanRow]) -> Html | None:
         )
         parts.append(polyline(((x(n), y(s)) for n, s in points), styles[sleep]))
     for row in usable:
-        text = f"{row.pages_to_scan} pages, {row.sleep_millisecs} ms: {duration(row.seconds)}"
+        text = f"{row.pages_to_scan} pages, {row.sleep_millisecs} ms: {human_seconds(row.seconds)}"
         parts.append(_dot(x(row.pages_to_scan), y(row.seconds), styles[row.sleep_millisecs], text))
     first = usable[0]
     if first is rows[0]:
         parts.append(_mark(x(first.pages_to_scan), y(first.seconds), "this target"))
     description = (
-        f"From {duration(max(took))} with {min(many)} pages to {duration(min(took))} with "
-        f"{max(many)}. The table has all numbers."
+        f"From {human_seconds(min(took))} to {human_seconds(max(took))}, with {min(many)} to "
+        f"{max(many)} pages a batch. The table has all numbers."
     )
     picture = svg(
         "Time of a full scan by pages_to_scan, both axes logarithmic",
         description,
         WIDTH,
         HEIGHT,
-        axes(x, y, "pages_to_scan", "a full scan takes", compact, duration, _times(y)),
+        axes(x, y, "pages_to_scan", "a full scan takes", compact, _time, _times(y)),
         *parts,
     )
     names = ((styles[sleep], f"sleep_millisecs {sleep}") for sleep in sleeps)
@@ -156,9 +170,13 @@ def _mark(x: float, y: float, text: str) -> Html:
 
 
 def _times(scale: Scale) -> list[float]:
-    """Of the decades of seconds those that clocks have."""
-    known = (1e-3, 1e-2, 0.1, 1, 10, 60, 600, 3600, 36_000, 864_000, 8_640_000)
-    return [t for t in known if scale.low <= t <= scale.high]
+    """Of the decades of seconds those that clocks have, if that leaves any two."""
+    found = [time for time in _TIMES if scale.low <= time <= scale.high]
+    return found if len(found) > 1 else list(scale.ticks())
+
+
+def _time(seconds: float) -> str:
+    return _TIMES.get(seconds) or human_seconds(seconds)
 
 
 def _any(series: Series) -> bool:

@@ -31,12 +31,13 @@ def heat_map(pairs: Sequence[Pair], processes: Sequence[ProcessRow]) -> tuple[Ht
     frames |= {(second, first): count for (first, second), count in frames.items()}
     size = min(max(480 // len(people), 18), 44)
     names = [clip(_whole(processes[row]), _LABEL) for row in people]
-    left = 7.2 * max(map(cell_len, names)) + 12
+    left = 7.2 * max(map(cell_len, names)) + 34
     top, span = 22, size * len(people)
     parts = []
     for i, row in enumerate(people):
-        parts.append(label(left - 6, top + (i + 0.5) * size + 4, escaped(names[i]), "tick", "end"))
-        number = f"{i + 1}"
+        number, middle = str(i + 1), top + (i + 0.5) * size + 4
+        parts.append(label(left - 28, middle, escaped(names[i]), "name", "end"))
+        parts.append(label(left - 6, middle, number, "tick", "end"))
         parts.append(label(left + (i + 0.5) * size, top - 7, number, "tick", "middle"))
         parts += _cells(row, people, processes, frames, left, top + i * size, size)
     description = (

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from ksm_eval.report.blocks import fit
-from ksm_eval.report.text import printable
+from ksm_eval.report.text import copyable, printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +62,8 @@ def joined(children: Iterable[Child]) -> Html:
 
 
 def verbatim(text: str) -> Html:
-    """For what is to be copied: as shown(), but a backslash stays one."""
-    return Html(html.escape("\\".join(map(printable, text.split("\\")))))
+    """For what is to be copied."""
+    return Html(html.escape(copyable(text)))
 
 
 def number(value: float) -> str:

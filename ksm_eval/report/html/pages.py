@@ -5,10 +5,9 @@ from __future__ import annotations
 from ksm_eval.report.decision import Kinds
 from ksm_eval.report.html.bars import Part, stacked
 from ksm_eval.report.html.curves import concentration
-from ksm_eval.report.html.markup import Html, element, joined
+from ksm_eval.report.html.markup import Html, element
 from ksm_eval.report.html.section import Section, pair, paragraph, section
 from ksm_eval.report.html.tables import Column, amount, count, plain, table, text
-from ksm_eval.report.html.words import name
 from ksm_eval.report.model import Report, Savings
 from ksm_eval.report.names import FREED_BY
 
@@ -119,7 +118,7 @@ def _by_kind(found: Kinds) -> Html:
         if frames or "copies" not in label
     ]
     rows += [
-        [plain(joined(("stay: ", name(_BLOCKED.get(reason, reason))))), count(frames)]
+        [text(f"stay: {_BLOCKED.get(reason, reason)}"), count(frames)]
         for reason, frames in sorted(found.blocked.items(), key=lambda item: (-item[1], item[0]))
     ]
     columns = [Column("duplicates"), Column("frames", True)]

@@ -1,22 +1,23 @@
 
 "use strict";
 (function () {
-  function value(row, column) {
+  function value(row, column, numeric) {
     const cell = row.cells[column];
-    return cell.dataset.v === undefined ? cell.textContent : Number(cell.dataset.v);
+    if (cell.dataset.v !== undefined) return Number(cell.dataset.v);
+    return numeric ? -Infinity : cell.textContent;
   }
 
   function compare(a, b) {
-    return typeof a === "number" && typeof b === "number" ? a - b
-      : String(a).localeCompare(String(b), undefined, { numeric: true });
+    if (typeof a === "number" && typeof b === "number") return a === b ? 0 : a - b;
+    return String(a).localeCompare(String(b), undefined, { numeric: true });
   }
 
   function sort(table, column, head) {
     const numeric = head.classList.contains("n");
-    const up = head.ariaSort ? head.ariaSort !== "ascending" : !numeric;
+    const up = head.hasAttribute("aria-sort") ? head.getAttribute("aria-sort") !== "ascending" : !numeric;
     for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
     head.setAttribute("aria-sort", up ? "ascending" : "descending");
-    const rows = Array.from(table.tBodies[0].rows, (row) => [value(row, column), row]);
+    const rows = Array.from(table.tBodies[0].rows, (row) => [value(row, column, numeric), row]);
     rows.sort((a, b) => (up ? compare(a[0], b[0]) : compare(b[0], a[0])));
     table.tBodies[0].append(...rows.map((row) => row[1]));
   }

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from ksm_eval.report.html.heat import MOST, heat_map
 from ksm_eval.report.html.markup import Html, element, joined
-from ksm_eval.report.html.section import ELSEWHERE, Section, items, pair, paragraph, section
+from ksm_eval.report.html.section import ELSEWHERE, Section, items, paragraph, section
 from ksm_eval.report.html.tables import Cell, Column, amount, count, plain, table, text
 from ksm_eval.report.html.words import name
 from ksm_eval.report.model import Report
 
 _BY = {"uid": "user", "cgroup": "cgroup", "user_ns": "user namespace"}
 _EXPLAINED = (
-    "The picture's columns are the processes of its rows, in the same order; on the diagonal is "
-    "what a process itself has in several frames. What two map since a fork does not count."
+    "On the diagonal is what a process itself has in several frames. What two map since a fork "
+    "does not count."
 )
 
 
@@ -36,7 +36,12 @@ def pairs(report: Report, rows: int) -> Section | None:
     return section(
         "pairs",
         "Who shares with whom",
-        pair(picture, table(caption, columns, body, total=len(found), where=ELSEWHERE)),
+        element(
+            "div",
+            picture,
+            table(caption, columns, body, total=len(found), where=ELSEWHERE),
+            class_="beside",
+        ),
         paragraph(_EXPLAINED + more, style="more"),
     )
 

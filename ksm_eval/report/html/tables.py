@@ -10,7 +10,7 @@ from ksm_eval.report.html.words import name, size
 
 TALL = 16
 """Rows from which a table scrolls by itself on a screen."""
-PRINTED = 40
+PRINTED = 25
 """Rows that paper gets: as many as style.css leaves."""
 
 
@@ -29,16 +29,20 @@ class Cell:
     title: str | None = None
 
 
+MISSING = Cell("–")  # noqa: RUF001
+"""Sorted below all numbers."""
+
+
 def text(content: str) -> Cell:
     return Cell(name(content))
 
 
 def count(value: int | None) -> Cell:
-    return Cell("–" if value is None else str(value), -1 if value is None else value)  # noqa: RUF001
+    return MISSING if value is None else Cell(str(value), value)
 
 
 def amount(value: int | None) -> Cell:
-    return count(None) if value is None else Cell(size(value), value)
+    return MISSING if value is None else Cell(size(value), value)
 
 
 def plain(content: Child, key: float | None = None) -> Cell:
@@ -65,23 +69,25 @@ def table(
     body = [element("tr", *_cells(columns, row)) for row in rows]
     found = element(
         "table",
-        element("caption", caption),
         element("thead", head),
         element("tbody", *body),
         class_="sortable" if sortable and len(rows) > 1 else None,
+        aria_label=caption,
     )
     tall = " tall" if len(rows) > TALL else ""
     hidden = (len(rows) if total is None else total) - len(rows)
-    return joined(
-        (
-            # A region that scrolls must be reachable by keyboard.
-            element("div", found, class_=f"scroll{tall}", tabindex=0, role="region",
-                    aria_label=caption),
-            element("p", f"{hidden} more not shown{where}.", class_="more") if hidden > 0 else None,
-            element("p", f"The first {PRINTED} rows are printed.", class_="paper")
-            if len(rows) > PRINTED else None,
-        )
-    )  # fmt: skip
+    printed = f"The first {PRINTED} rows are printed." if len(rows) > PRINTED else None
+    return element(
+        "figure",
+        # Not a <caption>: it would be as wide as the table, and scroll with it.
+        element("figcaption", caption),
+        # What scrolls must be within reach of the keyboard.
+        element(
+            "div", found, class_=f"scroll{tall}", tabindex=0, role="region", aria_label=caption
+        ),
+        element("p", f"{hidden} more not shown{where}.", class_="more") if hidden > 0 else None,
+        element("p", printed, class_="paper") if printed else None,
+    )
 
 
 def _heading(words: str) -> Html:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timezone
 
-from ksm_eval.report.blocks import counted, percent
+from ksm_eval.report.blocks import counted, human_bytes, percent
 from ksm_eval.report.decision import Step, Verdict
 from ksm_eval.report.html.markup import Child, Html, element, joined, verbatim
 from ksm_eval.report.html.section import Section, items, paragraph, section
@@ -24,7 +24,7 @@ _WORTH = {
 def heading(report: Report) -> Html:
     target = report.target
     about = [
-        f"{target.kind} {target.path}".strip(),
+        f"{target.kind} {target.path}" if target.path else target.kind,
         f"Linux {target.release} {target.arch}, pages of {target.page_size} bytes",
         f"read {moment(target.time)}",
         f"types from {report.debug_info}" if report.debug_info else "",
@@ -77,7 +77,7 @@ def completeness(complete: Completeness) -> Html:
 def verdict(report: Report) -> Section | None:
     decision = report.decision
     if decision is None:
-        return section("verdict", "Memory really gained", _figures_alone(report))
+        return section("verdict", "Memory really gained", _figures_alone(report), _range(report))
     found = decision.verdict
     worth = found.worth if found.worth in _WORTH else "other"
     return section(
@@ -86,9 +86,27 @@ def verdict(report: Report) -> Section | None:
         element("p", _WORTH.get(found.worth, found.worth), class_=f"worth {worth}"),
         paragraph(found.sentence, style="lead"),
         _figures(report, found),
+        _range(report),
         paragraph(found.profit_explained) if found.profit_explained else None,
         items(found.caveats),
     )
+
+
+def _range(report: Report) -> Html | None:
+    """What samples leave open, and what is merged already."""
+    said, calm, saved = [], report.calm, report.savings
+    if calm is not None:
+        over = "" if calm.seconds is None else f" in {calm.seconds:.1f} s"
+        said.append(
+            f"Over {calm.samples} samples{over}: {calm.frames_freed} to {saved.frames_freed} "
+            f"frames, {human_bytes(calm.net_bytes)} to {human_bytes(saved.net_bytes)} net; the "
+            "first is of the pages that stood still, the second if all stay as they are from "
+            "here on."
+        )
+    if saved.frames_merged_now:
+        frames = counted(saved.frames_merged_now, "frame is", "frames are")
+        said.append(f"{frames} KSM pages already.")
+    return paragraph(" ".join(said)) if said else None
 
 
 def _figures(report: Report, found: Verdict) -> Html:

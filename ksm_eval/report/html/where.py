@@ -10,15 +10,16 @@ from ksm_eval.report.decision import Choice, Decision, GroupRow, Madvise
 from ksm_eval.report.html.bars import Bar, bars
 from ksm_eval.report.html.markup import Html, element, joined
 from ksm_eval.report.html.section import ELSEWHERE, Section, items, pair, section
-from ksm_eval.report.html.tables import Cell, Column, amount, count, plain, table, text
+from ksm_eval.report.html.tables import MISSING, Cell, Column, amount, count, plain, table, text
 from ksm_eval.report.html.words import name, size
 from ksm_eval.report.model import ProcessRow, Report, VmaRow
+from ksm_eval.report.ranking import by_gain
 
 _BARS = 12
 
 
 def where(report: Report, rows: int) -> Section | None:
-    ranked = _ranked(report.processes)
+    ranked = by_gain(report.processes)
     decision = report.decision
     return section(
         "where",
@@ -30,15 +31,6 @@ def where(report: Report, rows: int) -> Section | None:
         _madvise(decision.madvise, rows) if decision else None,
         _vmas(report, rows),
     )
-
-
-def _ranked(processes: Sequence[ProcessRow]) -> list[ProcessRow]:
-    # Without a counter of its own (before 6.4) the merged pages say the same.
-    def gain(process: ProcessRow) -> int:
-        profit = process.ksm_process_profit
-        return process.ksm_merging_pages if profit is None else profit
-
-    return sorted(processes, key=lambda process: (-gain(process), process.pid))
 
 
 def _process_bars(ranked: Sequence[ProcessRow]) -> Html | None:
@@ -132,7 +124,7 @@ def _calm(process: ProcessRow) -> Cell:
     """Of the pages that were there in every sample; 100 % is all of them."""
     old = process.mappings - (process.new_pages or 0)
     if process.calm_pages is None or old <= 0:
-        return plain("new" if process.new_pages else "–", -1)  # noqa: RUF001
+        return plain("new") if process.new_pages else MISSING
     return plain(f"{math.floor(100 * process.calm_pages / old)} %", process.calm_pages / old)
 
 

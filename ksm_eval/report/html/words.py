@@ -17,15 +17,6 @@ def size(count: int) -> Html:
     return element("span", human_bytes(count), title=f"{count} bytes", class_="q")
 
 
-def duration(seconds: float) -> str:
-    """In the largest unit of which there are two: "85 s", "2.4 h"."""
-    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
-        if seconds == length or seconds >= 2 * length:
-            count = seconds / length
-            return f"{count:.2g} {unit}" if count < 10 else f"{count:.0f} {unit}"
-    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-
-
 def share(part: float) -> str:
     return f"-{percent(-part)}" if part < 0 else percent(part)
 
