@@ -1,10 +1,11 @@
 """Predict what Linux KSM would merge, without enabling it.
 
-from ksm_eval import Selection, open_target
-from ksm_eval.evaluate import evaluate
+from ksm_eval import Selection, evaluate, open_target
 
 report = evaluate(open_target(Path("vmcore")), Selection(comms=("php-fpm*",)))
 report.savings.net_bytes
+
+In a drgn session its Program will do: ksm_eval.evaluate(prog, ksm_eval.Selection(all=True)).
 """
 
 from __future__ import annotations
@@ -44,10 +45,14 @@ _WHERE = {
 def __getattr__(name: str) -> Any:
     """The rest of the API when it is asked for: `ksm-eval --help` needs none of it.
 
-    Functions that have the name of their module (collect, evaluate, save) are imported from it.
+    Functions that have the name of their module (collect, save) are imported from it; that of
+    evaluate can be called itself.
     """
+    from importlib import import_module
+
+    if name == "evaluate":  # a module that can be called as its function
+        return import_module(f"{__name__}.evaluate")
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
 
     return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ksm_eval import __version__
-from ksm_eval.errors import IncompleteError, KsmEvalError, TargetError, UsageError
+from ksm_eval.errors import GateError, IncompleteError, KsmEvalError, TargetError, UsageError
 from ksm_eval.options import Options, check, command
 from ksm_eval.report.text import printable
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ksm_eval.snapshot import Snapshot
     from ksm_eval.target import Selection, Target
 
+SUBCOMMANDS = ("compare", "batch")
 EXIT_INTERNAL = 5  # a bug in ksm-eval
 EXIT_INTERRUPT = 130  # as a shell says for SIGINT
 EXIT_PIPE = 141  # and for SIGPIPE
@@ -45,12 +46,18 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """What `ksm-eval ARGUMENTS` does; returns its exit code. Never raises."""
     try:
+        if arguments and arguments[0] in SUBCOMMANDS:
+            return _subcommand(arguments[0], arguments[1:])
         # click only parses: what it makes of exceptions is for programs that have no exit codes.
         options = command.main(list(arguments), prog_name="ksm-eval", standalone_mode=False)
         if isinstance(options, Options):  # else --help or --version
             _work(options, arguments)
     except click.ClickException as error:
-        return _fail(error.format_message(), "see ksm-eval --help", UsageError.exit_code)
+        context = getattr(error, "ctx", None)
+        path = "ksm-eval" if context is None else context.command_path
+        return _fail(error.format_message(), f"see {path} --help", UsageError.exit_code)
+    except GateError as error:
+        return _fail(error.message, error.hint, error.exit_code, "gate failed")
     except KsmEvalError as error:
         return _fail(error.message, error.hint, error.exit_code)
     except (click.Abort, KeyboardInterrupt):
@@ -70,6 +77,17 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _subcommand(name: str, arguments: Sequence[str]) -> int:
+    from ksm_eval.subcommands import answer
+
+    found = answer(name, arguments)
+    if found.text:
+        _write(found.text, found.output)
+    if found.failed:
+        raise GateError(found.failed)
+    return found.code
+
+
 def _work(options: Options, arguments: Sequence[str]) -> None:
     started = time.monotonic()
     _start_logging(options)
@@ -82,6 +100,7 @@ def _work(options: Options, arguments: Sequence[str]) -> None:
         raise IncompleteError(
             f"fewer samples than asked for: {short}", "the report is of those that were taken"
         )
+    _check_gates(options, report)  # last: of an incomplete answer no gate passes or fails
 
 
 def _rendered(options: Options, report: Report, now: Run) -> str:
@@ -335,6 +354,14 @@ def _check_complete(report: Report, allowed: float) -> None:
         )
 
 
+def _check_gates(options: Options, report: Report) -> None:
+    if options.fail_under is None and options.fail_over_volatile is None:
+        return
+    from ksm_eval.gate import check_gates
+
+    check_gates(report, options.fail_under, options.fail_over_volatile)
+
+
 def _version_of(package: str) -> str:
     from importlib.metadata import version
 
@@ -378,9 +405,9 @@ def _forget_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _fail(message: str, hint: str, code: int) -> int:
+def _fail(message: str, hint: str, code: int, what: str = "error") -> int:
     """Say what is wrong; names in it may come from the target."""
-    lines = [f"ksm-eval: error: {printable(message)}"]
+    lines = [f"ksm-eval: {what}: {printable(message)}"]
     if hint:
         first, *more = map(printable, hint.splitlines())
         lines += [f"ksm-eval: hint: {first}", *more]

@@ -30,6 +30,12 @@ class TargetError(KsmEvalError):
     exit_code = 3
 
 
+class GateError(KsmEvalError):
+    """The answer is there, and not what a gate such as --fail-under asks for (exit 1)."""
+
+    exit_code = 1
+
+
 class IncompleteError(KsmEvalError):
     """More pages were unreadable than --max-unreadable allows (exit 4)."""
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from ksm_eval.assemble import Stood, Timeline, assemble, verified
 from ksm_eval.collect import collect
@@ -29,6 +31,9 @@ from ksm_eval.report.model import Report
 from ksm_eval.sampling import Samples, take_samples
 from ksm_eval.snapshot import Snapshot, has_merged, unreadable_share
 from ksm_eval.target import ORDERING, REPLAYING, Progress, Selection, Target
+
+if TYPE_CHECKING:
+    from drgn import Program
 
 BYTES_A_VISIT = 1000
 """Of memory that the visit-by-visit replay of samples takes a mapping."""
@@ -367,7 +372,7 @@ def _settings(snapshot: Snapshot, overrides: Mapping[str, Any] | None) -> Settin
 
 
 def evaluate(
-    target: Target,
+    target: Target | Program,
     selection: Selection,
     *,
     mergeable_only: bool = False,
@@ -379,16 +384,22 @@ def evaluate(
     questions: Questions | None = None,
     within: str | None = None,
 ) -> Report:
-    """Select, read, replay, report."""
-    snapshot = collect(
-        target,
-        selection,
-        mergeable_only=mergeable_only,
-        exact=passes > 0,
-        progress=progress,
-        max_memory=max_memory,
-        jobs=jobs,
-    )
+    """Select, read, replay, report. A drgn Program, of a vmcore or of what runs, will do, too."""
+    with ExitStack() as stack:
+        if _is_program(target):
+            from ksm_eval.target.session import target_of
+
+            target = target_of(target)
+            stack.callback(target.close)
+        snapshot = collect(
+            target,
+            selection,
+            mergeable_only=mergeable_only,
+            exact=passes > 0,
+            progress=progress,
+            max_memory=max_memory,
+            jobs=jobs,
+        )
     return evaluate_snapshot(
         snapshot,
         overrides,
@@ -397,3 +408,19 @@ def evaluate(
         questions=questions,
         within=within,
     )
+
+
+def _is_program(target: Target | Program) -> TypeGuard[Program]:
+    """Without importing drgn, which reading /proc or a snapshot does not need."""
+    drgn = sys.modules.get("drgn")
+    return drgn is not None and isinstance(target, drgn.Program)
+
+
+class _CallableModule(ModuleType):
+    """For ksm_eval.evaluate(prog, …): the name is this module's, and means its function."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Report:
+        return evaluate(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallableModule

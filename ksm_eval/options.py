@@ -6,12 +6,15 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from ksm_eval import __version__
 from ksm_eval.errors import UsageError
+
+if TYPE_CHECKING:
+    from ksm_eval.gate import AtLeast
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -66,6 +69,8 @@ class Options:
     form: str
     output: Path | None
     max_unreadable: float
+    fail_under: AtLeast | None
+    fail_over_volatile: float | None
     log_level: str | None
     quiet: bool
 
@@ -93,6 +98,31 @@ def _size(context: click.Context, parameter: click.Parameter, text: str | None) 
     if not size:
         raise click.BadParameter(f"{text!r} is not a size such as 200M", context, parameter)
     return size
+
+
+def _at_least(
+    context: click.Context, parameter: click.Parameter, text: str | None
+) -> AtLeast | None:
+    """A size as of _size(), or with a percent sign a share; 0 is a limit, too."""
+    if text is None:
+        return None
+    from ksm_eval.gate import AtLeast
+
+    if text.strip().endswith("%"):
+        return AtLeast(share=_percent(context, parameter, text.strip()) / 100)
+    found = _SIZE.fullmatch(text.strip())
+    if not found:
+        raise click.BadParameter(f"{text!r} is neither like 512M nor like 5%", context, parameter)
+    return AtLeast(bytes=float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " "))
+
+
+def percent(context: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
+    """As _percent(), None if not given."""
+    return None if text is None else _percent(context, parameter, text)
+
+
+def _share(context: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
+    return None if text is None else _percent(context, parameter, text) / 100
 
 
 def _seconds(context: click.Context, parameter: click.Parameter, text: str | None) -> float:
@@ -128,9 +158,14 @@ def _file(*names: str, **more: Any) -> Callable[[_F], _F]:
 @click.command(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
     epilog="""\b
+Further commands, each with a --help of its own:
+  ksm-eval compare OLD.json NEW.json   what differs between two JSON reports
+  ksm-eval batch PATH...               many vmcores: a table, JUnit XML
+
+\b
 Exit codes:
   0  done
-  1  a gate failed (no version has gates yet)
+  1  a gate failed: --fail-under, --fail-over-volatile (not judged if 4)
   2  the command line makes no sense, or its output cannot be written
   3  the target cannot answer: unreadable, filtered, no symbols, no permission
   4  answered, but more than --max-unreadable could not be read
@@ -258,6 +293,14 @@ Examples:
     help="Exit with 4 if more of the pages could not be read.",
 )  # fmt: skip
 @click.option(
+    "--fail-under", callback=_at_least, metavar="SIZE|PERCENT",
+    help="Exit with 1 if less is gained, as 512M or as 5% of the processes' RSS.",
+)  # fmt: skip
+@click.option(
+    "--fail-over-volatile", callback=_share, metavar="PERCENT",
+    help="Exit with 1 if more of the pages change between samples.",
+)  # fmt: skip
+@click.option(
     "--log-level", type=click.Choice(LOG_LEVELS), help="Log to standard error.  [default: warning]"
 )
 @click.option(
@@ -314,6 +357,7 @@ def check(options: Options) -> None:
             _refuse(one, "several vmcores", "each of them is one sample and one full scan")
         _check_samples(options)
         _check_target(options)
+    _check_gates(options)
     if options.quiet:
         _refuse({"--progress": options.progress}, "--quiet", "leave one of them out")
     _check_outputs(options)
@@ -326,6 +370,20 @@ def _check_samples(options: Options) -> None:
         _refuse(one, "--samples", "each sample is one full scan")
     elif options.interval is not None and not options.cores:
         raise UsageError("--interval of what?", "add --samples K")
+
+
+def _check_gates(options: Options) -> None:
+    if options.verify:
+        gates = {
+            "--fail-under": options.fail_under is not None,
+            "--fail-over-volatile": options.fail_over_volatile is not None,
+        }
+        _refuse(gates, "--verify", "it is about what ksmd has done, not about what it would gain")
+    if options.fail_over_volatile is not None and options.samples < 2 and len(options.cores) < 2:
+        raise UsageError(
+            "--fail-over-volatile needs several samples",
+            "one look does not tell what changes: add --samples K, or further -c",
+        )
 
 
 def _check_target(options: Options) -> None:

@@ -20,6 +20,7 @@ from rich.cells import cell_len
 import ksm_eval
 from ksm_eval import cli
 from tests.fixtures import FILTERED, TINY, opted_in, truth, vmcore
+from tests.test_formats import check_lines
 
 CORE = str(vmcore(TINY))
 SCHEMA = json.loads((Path(ksm_eval.__path__[0]) / "report" / "schema.json").read_text())
@@ -243,9 +244,7 @@ def test_the_table_is_for_eighty_columns_and_plain_in_a_file(
     code, out, err = ran(capsys, "--snapshot", saved)
     assert (code, err) == (0, "")
     assert "/sys/kernel/mm/ksm once settled" in out
-    before, _, _ = out.partition("Next steps")  # commands there are as long as they are
-    assert all(cell_len(line) <= 80 for line in before.splitlines())
-    assert all(line.isprintable() for line in out.splitlines())
+    check_lines(out)
     file = tmp_path / "table"
     assert ran(capsys, "--snapshot", saved, "-o", file) == (0, "", "")
     assert file.read_text() == out
@@ -521,3 +520,25 @@ def test_bad_input_is_one_line(
     assert re.search(f"^ksm-eval: error: .*{message}", lines[0])
     assert all(line.startswith("ksm-eval: hint: ") for line in lines[1:])
     assert len(lines) <= 2
+
+
+@pytest.mark.parametrize(
+    ("form", "start"),
+    [
+        ("jsonl", '{"kind": "report", "schema_version": 1, "run": '),
+        ("csv", "kind,pid,comm,"),
+        ("prometheus", "# HELP ksm_eval_info "),
+        ("html", "<!doctype html>"),
+    ],
+)
+def test_every_format_to_a_file_and_to_standard_output(
+    capsys: pytest.CaptureFixture[str], saved: Path, tmp_path: Path, form: str, start: str
+) -> None:
+    code, out, err = ran(capsys, "--snapshot", saved, "--format", form)
+    assert (code, err) == (0, "")
+    assert out.lower().startswith(start.lower())
+    file = tmp_path / form
+    assert ran(capsys, "--snapshot", saved, "--format", form, "-o", file) == (0, "", "")
+    written = file.read_bytes().decode()
+    if form in ("csv", "prometheus"):  # the others tell the command
+        assert written == out

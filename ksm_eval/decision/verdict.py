@@ -45,6 +45,7 @@ def verdict(
         if general_profit is None
         else _explained(snapshot, prediction, saved, general_profit),
         caveats=tuple(_caveats(snapshot, prediction, complete, calm)),
+        rss_bytes=rss,
     )
 
 

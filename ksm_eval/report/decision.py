@@ -22,6 +22,7 @@ class Verdict:
     general_profit: int | None  # as the kernel would show it; None: this kernel has none
     profit_explained: str  # why general_profit is not net_bytes; "" where it needs no words
     caveats: tuple[str, ...]  # what makes it less certain: one sample, what could not be read …
+    rss_bytes: int | None = None  # of the selected processes; None: unknown
 
 
 @dataclass(frozen=True)

@@ -193,6 +193,12 @@ class Report:
     verify: tuple[VerifyRow, ...] = ()  # with --verify
     decision: Decision | None = None  # None with --verify only
 
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        from ksm_eval.report.to_html import to_fragment  # which imports this module
+
+        return to_fragment(self)
+
 
 @dataclass(frozen=True)
 class Run:
