@@ -119,4 +119,4 @@ def what_if(report: Report, limit: int) -> Section | None:
 
 
 def _name(row: WhatIf) -> str:
-    return f"{row.name} (as it is)" if row.current else row.name
+    return f"{row.name} (as it is)" if row.current and row.kind != "current" else row.name
