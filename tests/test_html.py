@@ -545,7 +545,8 @@ def poisoned(text: str) -> tuple[Report, Run, dict[str, str]]:
         return made
 
     kept = {key: pages for key, pages in decision().page_classes.items() if pages}
-    made = whole(entries={"candidate": 1, "swap": 2}, decision=decision(page_classes=kept))
+    found = decision(page_classes=kept, what_if_left_out=("thp: …",))
+    made = whole(entries={"candidate": 1, "swap": 2}, decision=found)
     return hostile(made, name), hostile(RUN, name, "run"), where
 
 

@@ -19,14 +19,13 @@ def cost(report: Report, rows: int) -> Section | None:
     if report.decision is None:
         return None
     found = report.decision.cost
-    how = "Measured" if found.measured else "Assumed"
-    source = f" ({found.source})" if found.source else ""
+    how = found.source or ("measured" if found.measured else "assumed")
     return section(
         "cost",
         "What ksmd needs for it",
         paragraph(
-            f"{found.pages} pages a full scan. {how}: {1e6 * found.seconds_a_page:.3g} "
-            f"microseconds of CPU a page{source}."
+            f"{found.pages} pages a full scan, {1e6 * found.seconds_a_page:.3g} microseconds of "
+            f"CPU for each ({how})."
         ),
         pair(scan_times(found.rows), _settling(found)),
         _rows(found, rows),
@@ -120,4 +119,4 @@ def what_if(report: Report, limit: int) -> Section | None:
 
 
 def _name(row: WhatIf) -> str:
-    return f"{row.name} (as it is)" if row.current else row.name
+    return f"{row.name} (as it is)" if row.current and row.kind != "current" else row.name

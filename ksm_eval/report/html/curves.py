@@ -47,7 +47,7 @@ _TIMES = {
     8_640_000: "100 d",
 }
 """Seconds that an axis names."""
-_DOTS = 40  # more passes than this are a line without dots
+_DOTS = 40  # more points than this are a line without dots
 
 
 def concentration(points: Sequence[tuple[int, int]]) -> Html | None:
@@ -60,6 +60,11 @@ def concentration(points: Sequence[tuple[int, int]]) -> Html | None:
     y = linear(100, BOTTOM, TOP)
     placed = [(x(contents), y(100 * frames / total)) for contents, frames in usable]
     half = next(c for c, frames in usable if 2 * frames >= total)
+    dots = [
+        _dot(px, py, "s1", f"{contents} contents: {frames} frames")
+        for (px, py), (contents, frames) in zip(placed, usable, strict=True)
+        if len(usable) <= _DOTS
+    ]
     title = "Concentration: contents and the share of the frames freed that they give"
     best = "the best one gives" if usable[0][0] == 1 else f"the best {usable[0][0]} give"
     description = (
@@ -73,9 +78,8 @@ def concentration(points: Sequence[tuple[int, int]]) -> Html | None:
         HEIGHT,
         axes(x, y, "contents, best first", "% of frames freed", compact, compact),
         polyline(placed, "s1"),
-        *(_dot(px, py, "s1", f"{contents} contents: {frames} frames")
-          for (px, py), (contents, frames) in zip(placed, usable, strict=True)),
-    )  # fmt: skip
+        *dots,
+    )
     return figure("How concentrated the saving is", picture, element("p", description))
 
 

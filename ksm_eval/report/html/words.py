@@ -9,7 +9,7 @@ LONG = 300
 """Characters of a name. The whole of a longer one is in the JSON."""
 
 SHORT = 20
-"""Characters of a name that stays on one line."""
+"""Characters of a name that stays on one line; one of twice as many gets room in a table."""
 
 
 def size(count: int) -> Html:
@@ -33,4 +33,5 @@ def name(text: str) -> Html:
     """What the target named: its direction of writing stays its own, and its length is bounded."""
     if len(text) > LONG:
         return element("bdi", f"{text[:LONG]}… ({len(text)} characters)")
-    return element("bdi", text, class_="q" if len(text) <= SHORT else None)
+    style = "q" if len(text) <= SHORT else "wide" if len(text) > 2 * SHORT else None
+    return element("bdi", text, class_=style)
