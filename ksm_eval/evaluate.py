@@ -149,7 +149,11 @@ def _confined(snapshot: Snapshot, by: str) -> Snapshot:
         f"within one {by} only: a page merges with equal ones that processes of the same {by} map; "
         "ksmd itself cannot be told to do so, but it is what opting in one of them would give"
     )
-    return replace(alone, meta=replace(alone.meta, notes=[note, *alone.meta.notes]))
+    meta = alone.meta
+    return replace(
+        alone,
+        meta=replace(meta, notes=[note, *meta.notes], selection=[*meta.selection, "--within", by]),
+    )
 
 
 def _begun(progress: Progress | None) -> None:

@@ -134,7 +134,7 @@ def _seconds(context: click.Context, parameter: click.Parameter, text: str | Non
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < 1e9:  # false for NaN, too
-        raise click.BadParameter(f"{text!r} is no number of seconds", context, parameter)
+        raise click.BadParameter(f"{text!r} is not above 0 and below 1e9", context, parameter)
     return seconds
 
 

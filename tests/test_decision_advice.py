@@ -80,7 +80,7 @@ def test_share_of_rss() -> None:
     found = judged(snapshot)
     assert found.share_of_rss == pytest.approx(found.net_bytes / (40 * 4096))
     share = 100 * found.net_bytes / (20 * 4096)
-    assert f"{share:.1f} % of these processes' anonymous memory" in found.sentence
+    assert f"{share:.1f} % of the memory that it scans" in found.sentence
 
 
 def test_fork_shared_mappings_explain_the_profit() -> None:

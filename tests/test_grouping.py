@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ksm_eval.collect import _distinct
+from ksm_eval.collect import _distinct, _rows
 from ksm_eval.replay import grouping
 from ksm_eval.replay.grouping import equals, numbered
-from ksm_eval.snapshot import U16, U32, U64
+from ksm_eval.snapshot import U16, U32, U64, Entry
 from ksm_eval.tables import table_fits
 
 # Few values, so that they repeat; some that differ in low bits only, which the words do not have.
@@ -82,8 +82,13 @@ def test_distinct_frames(stray: int) -> None:
     walked = [draw.integers(0, 1 << 20, size, dtype=np.uint64) for size in (300_000, 0, 5)]
     walked.append(np.array([stray], np.uint64))
     assert table_fits(5 * stray, 300_006) == (not stray)
-    pfns, row = _distinct(walked)
     expected, inverse = np.unique(np.concatenate(walked), return_inverse=True)
-    assert (pfns.dtype.itemsize, row.dtype.itemsize) == (8, 4)
+    pfns = _distinct(walked)
+    assert pfns.dtype.itemsize == (8 if stray >> 32 else 4)
     assert np.array_equal(pfns, expected)
-    assert np.array_equal(row, inverse)
+    kind = np.where(pfns % np.uint64(7) == 0, Entry.FILE, Entry.CANDIDATE).astype(np.uint8)
+    row = _rows(walked, pfns, kind)
+    assert walked == []
+    candidate = kind == Entry.CANDIDATE
+    wanted = np.where(candidate, np.cumsum(candidate) - 1, 0xFFFFFF00 + int(Entry.FILE))
+    assert np.array_equal(row, wanted[inverse])

@@ -21,13 +21,23 @@ from ksm_eval.decision.where import choices, madvise
 from ksm_eval.decision.why_not import reasons
 from ksm_eval.replay.converged import Prediction
 from ksm_eval.replay.rules import Settings
-from ksm_eval.report.decision import Cost, Decision
+from ksm_eval.report.decision import Cost, Decision, Step
 from ksm_eval.report.model import Completeness, Savings, Stillness
 from ksm_eval.snapshot import Snapshot
 
 MOST_REPLAYED = 500_000
 """Mappings that the prediction had to replay: with more, a choice, for which some 15 others are
 predicted, takes minutes."""
+
+
+_CONFINED = (
+    Step(
+        "Opt in one of them only",
+        (),
+        "ksmd knows no such limit: what has opted in shares with all that has. Evaluate the "
+        "processes of one uid or cgroup alone, and opt in these, to keep the others out",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -70,7 +80,9 @@ def decide(
         what_if=otherwise,
         pairs=pairs(snapshot, prediction, fate),
         page_classes=page_classes(snapshot, prediction, fate),
-        next_steps=next_steps(
+        next_steps=_CONFINED
+        if "--within" in snapshot.meta.selection
+        else next_steps(
             snapshot, settings, costs, advised, found, what_if=otherwise, why_not=why_not
         ),
         what_if_left_out=left_out(snapshot, settings) if questions.what_if else (),

@@ -104,7 +104,8 @@ def _top(snapshot: Snapshot, fate: Fate, equal: Equal) -> tuple[Content, ...]:
     merges = equal.most(gone[equal.rows].astype(np.int64)) > 0
     size = equal.sizes()
     hashes = snapshot.frames.hash[equal.rows[equal.bounds[:-1]]]
-    best = np.lexsort((hashes, -size, ~merges))[:TOP]
+    # Of equal ones the first: hashes depend on the key of the run.
+    best = np.lexsort((equal.rows[equal.bounds[:-1]], -size, ~merges))[:TOP]
     best = best[merges[best]]
     number = np.full(len(snapshot.frames), -1)  # place in `best` of each frame
     for place, content in enumerate(best.tolist()):

@@ -84,7 +84,7 @@ def _sentence(saved: Savings, calm: Stillness | None, worth: str) -> str:
     )
     if saved.net_bytes > 0:
         share = saved.net_bytes / saved.pss_before if saved.pss_before else 0.0
-        of = f", {percent(share)} of these processes' anonymous memory" if share else ""
+        of = f", {percent(share)} of the memory that it scans" if share else ""
         text += f"{size(saved.net_bytes)} gained{of}"
     else:
         text += f"{size(-saved.net_bytes)} lost"
@@ -106,7 +106,7 @@ def _explained(snapshot: Snapshot, prediction: Prediction, saved: Savings, profi
     difference = profit - saved.net_bytes
     if abs(difference) <= max(LITTLE * abs(saved.net_bytes), snapshot.meta.page_size):
         return ""
-    forked, outside = _not_freed(snapshot, prediction)
+    forked, outside = _not_freed(snapshot, prediction, saved)
     reasons = []
     if forked:
         reasons.append(
@@ -133,9 +133,10 @@ def _explained(snapshot: Snapshot, prediction: Prediction, saved: Savings, profi
     return f"{text} ({'; '.join(reasons)})" if reasons else text
 
 
-def _not_freed(snapshot: Snapshot, prediction: Prediction) -> tuple[int, int]:
-    """Of the mappings that merge: those beyond the first of their frame, and frames that others
-    map besides."""
+def _not_freed(snapshot: Snapshot, prediction: Prediction, saved: Savings) -> tuple[int, int]:
+    """Of the mappings that general_profit counts: those beyond the first of their frame, and
+    frames that others map besides. Where ksmd has run, some of what it counts is of before: then
+    only mappings that leave their frame are told."""
     fate = fate_of(snapshot, prediction)
     whole = ~fate.one_by_one & (fate.kind == Kind.MERGED)
     whole &= fate.target != np.arange(len(snapshot.frames))
@@ -143,8 +144,12 @@ def _not_freed(snapshot: Snapshot, prediction: Prediction) -> tuple[int, int]:
     frame = snapshot.mappings.frame[fate.told]
     merged = (fate.told_kind == Kind.MERGED) | (fate.told_kind == Kind.ZERO_PAGE)
     np.add.at(moved, frame[merged & (fate.told_target != frame)], 1)
-    forked = int(np.maximum(moved - 1, 0).sum())
-    return forked, int(((moved > 0) & (fate.outside > 0)).sum())
+    outside = int(((moved > 0) & (fate.outside > 0)).sum())
+    if has_merged(snapshot):
+        return int(np.maximum(moved - 1, 0).sum()), outside
+    counters, by = prediction.counters, saved.frames_freed_by
+    counted_pages = counters.pages_sharing + (counters.ksm_zero_pages or 0)
+    return max(counted_pages - by["merged"] - by["zero"] - outside, 0), outside
 
 
 def _caveats(

@@ -66,7 +66,7 @@ def verdict(console: Console, decision: Decision, report: Report) -> None:
             (found.share_of_rss, "the RSS of these processes"),
             (found.share_of_ram, "the host's RAM"),
         )
-        if share is not None
+        if share is not None and found.net_bytes > 0
     ]
     if shares:
         said(console, f"Net {human_bytes(found.net_bytes)}: {', '.join(shares)}.")
