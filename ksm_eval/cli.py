@@ -209,6 +209,7 @@ def _one(options: Options, snapshot: Snapshot, progress: Teller | None) -> Repor
         progress=progress,
         questions=_questions(options),
         within=options.within,
+        max_memory=int(options.max_memory),
     )
 
 

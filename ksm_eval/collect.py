@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ksm_eval.collect_ksmd import ksmd_state
 from ksm_eval.content_kinds import content_kinds
 from ksm_eval.errors import TargetError
-from ksm_eval.jobs import fitting, sweep_in_jobs
+from ksm_eval.jobs import sweep_in_jobs
 from ksm_eval.listening import heard
 from ksm_eval.listening import walked as walk_heard
 from ksm_eval.memcmp_order import with_memcmp_order
@@ -159,9 +159,15 @@ def collect(
     seed = secrets.randbits(64) if seed is None else seed
     with heard(target, progress, RECORDS):
         records = target.ksmd(walked.processes) if warm else None
-    if max_memory:
-        jobs = fitting(jobs or 1, max_memory)
-    swept = sweep_in_jobs(target, pfns, seed, progress, checksums=records is not None, jobs=jobs)
+    swept = sweep_in_jobs(
+        target,
+        pfns,
+        seed,
+        progress,
+        checksums=records is not None,
+        jobs=jobs,
+        max_memory=max_memory,
+    )
     _refuse_if_filtered(swept.unreadable, len(pfns))
     frames = Frames(
         pfn=pfns,

@@ -18,7 +18,8 @@ from ksm_eval.decision.security import confined
 from ksm_eval.errors import TargetError, UsageError
 from ksm_eval.listening import heard
 from ksm_eval.memcmp_order import common_order
-from ksm_eval.memory import memory_left
+from ksm_eval.memory import memory_left, replay_budget
+from ksm_eval.replay.budget import limited
 from ksm_eval.replay.calm import calm, calm_only
 from ksm_eval.replay.contents import blocked_by_prot_none
 from ksm_eval.replay.converged import predict
@@ -114,28 +115,31 @@ def evaluate_snapshot(
     progress: Progress | None = None,
     questions: Questions | None = None,
     within: str | None = None,
+    max_memory: int = 0,
 ) -> Report:
     """Replay ksmd on a snapshot and report.
 
     `passes`: also the counters after each of so many full scans; where ksmd has run, of so
     many more. `overrides` replaces settings by their /sys/kernel/mm/ksm names.
-    `within`: as if KSM merged only inside one "uid", "cgroup" or "user_ns".
+    `within`: as if KSM merged only inside one "uid", "cgroup" or "user_ns". `max_memory`: as for
+    collect().
     Raises UsageError for a setting this kernel does not have, or cannot change now.
     """
     settings = _settings(snapshot, overrides)
     if within is not None:
         snapshot = _confined(snapshot, within)
     _begun(progress)
-    prediction = predict(snapshot, settings)
-    timeline = _timeline(snapshot, settings, passes, progress)
-    return assemble(
-        snapshot,
-        settings,
-        frozenset(overrides or ()),
-        prediction,
-        timeline,
-        questions=questions,
-    )
+    with limited(replay_budget(max_memory)):
+        prediction = predict(snapshot, settings)
+        timeline = _timeline(snapshot, settings, passes, progress)
+        return assemble(
+            snapshot,
+            settings,
+            frozenset(overrides or ()),
+            prediction,
+            timeline,
+            questions=questions,
+        )
 
 
 def _confined(snapshot: Snapshot, by: str) -> Snapshot:
@@ -246,7 +250,12 @@ def evaluate_taken(
     snapshots, moments = taken.snapshots, taken.moments
     if len(snapshots) == 1:
         report = evaluate_snapshot(
-            snapshots[0], overrides, passes=passes, progress=progress, questions=questions
+            snapshots[0],
+            overrides,
+            passes=passes,
+            progress=progress,
+            questions=questions,
+            max_memory=max_memory,
         )
     else:
         _begun(progress)
@@ -411,6 +420,7 @@ def evaluate(
         progress=progress,
         questions=questions,
         within=within,
+        max_memory=max_memory,
     )
 
 

@@ -55,14 +55,20 @@ def sweep_in_jobs(
     *,
     checksums: bool = False,
     jobs: int | None = None,
+    max_memory: int = 0,
 ) -> Sweep:
-    """sweep() by at most `jobs` processes; None: as many as help.
+    """sweep() by at most `jobs` processes; None: as many as help. `max_memory` (bytes, 0: any) is
+    for all of them.
 
     By this one alone where no other could read the target, and where --max-rate is to hold for
     all together. Raises TargetError if a worker ends before its time.
     """
     core = None if target.meter.max_rate else target.core()
     workers = _worth_it(target, len(pfns)) if jobs is None else min(jobs, len(pfns))
+    if max_memory and workers > 1:
+        workers = _fitting(workers, max_memory)
+        if jobs is not None and workers < min(jobs, len(pfns)):
+            _log.warning("--max-memory is enough for %d of %d processes", workers, jobs)
     if core is None or workers < 2:
         return sweep(target, pfns, seed, progress, checksums=checksums)
     part = min(PART // target.info.page_size, len(pfns) // (PARTS_EACH * workers))
@@ -83,7 +89,7 @@ def sweep_in_jobs(
     return swept
 
 
-def fitting(jobs: int, max_memory: int) -> int:
+def _fitting(jobs: int, max_memory: int) -> int:
     """How many of so many workers the memory is enough for; 1: none beside this process."""
     return max(1, min(jobs, (max_memory - footprint.rss_bytes()) // WORKER_BYTES))
 
@@ -126,7 +132,7 @@ class _Worker:
         with ours, theirs:
             self.process: subprocess.Popen[bytes] = subprocess.Popen(
                 # -I: what lies in the current directory is no module of ours.
-                [sys.executable, "-I", "-c", _PROGRAM, *sys.path, _PACKAGES],
+                [sys.executable, "-I", "-c", _PROGRAM, *filter(os.path.isabs, sys.path), _PACKAGES],
                 stdin=theirs.fileno(),  # for both directions
                 stdout=subprocess.DEVNULL,
                 stderr=None if _debugging() else subprocess.DEVNULL,

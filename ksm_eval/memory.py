@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ksm_eval.errors import TargetError
-from ksm_eval.footprint import available_bytes, max_rss_bytes, rss_bytes
+from ksm_eval.footprint import available_bytes, rss_bytes
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ SETTLED, EXACT = Each(180, 25), Each(400, 45)
 # The same through /proc, with one million: 205 and 384.
 PROC_SETTLED, PROC_EXACT = Each(190, 40), Each(360, 70)
 
+BYTES_A_REPLAYED = 200  # beside that; measured 120 to 180
 _CODE = 16 << 20  # that is loaded later, and buffers; measured: 9
 _NOISE = 1.02  # from one run to the next
 _CACHED_PAGES = 1024  # that libkdumpfile keeps of a kdump
@@ -70,16 +72,32 @@ def memory_left(max_memory: int) -> int:
     return min(left, max(0, max_memory - rss_bytes())) if max_memory else left
 
 
+def replay_budget(max_memory: int) -> Callable[[int], None]:
+    """For replay.budget.limited(): contents that do not merge in the obvious way (above
+    max_page_sharing, pinned …) are replayed mapping by mapping."""
+
+    def ask(mappings: int) -> None:
+        left, needed = memory_left(max_memory), BYTES_A_REPLAYED * mappings
+        if needed > left:
+            allowed = "--max-memory leaves" if max_memory else "this machine has"
+            raise TargetError(
+                f"{mappings:,} pages do not merge in the obvious way: to replay them takes about "
+                f"{_mib(needed)} of memory, {allowed} {_mib(left)}",
+                "select fewer processes, or allow more memory",
+            )
+
+    return ask
+
+
 def memory(max_memory: int, page_size: int, *, exact: bool, proc: bool = False) -> Memory:
     """As it is now. `page_size`: of the target, 0 if none is open. Raises TargetError if
     `max_memory` is not even enough for no page."""
     used = rss_bytes() + _CODE + _CACHED_PAGES * page_size
-    floor = max(used, max_rss_bytes())
-    if max_memory and floor > max_memory:
+    if max_memory and used > max_memory:
         raise TargetError(
-            f"without a single page ksm-eval takes about {_mib(floor)} of memory here, "
+            f"without a single page ksm-eval takes about {_mib(used)} of memory here, "
             f"--max-memory allows {_mib(max_memory)}",
-            f"give --max-memory {-(-int(floor * _NOISE) >> 20)}M, and more for the pages",
+            f"give --max-memory {-(-int(used * _NOISE) >> 20)}M, and more for the pages",
         )
     settled, by_passes = (PROC_SETTLED, PROC_EXACT) if proc else (SETTLED, EXACT)
     return Memory(available_bytes(), max_memory, used, by_passes if exact else settled)

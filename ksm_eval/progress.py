@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 
 from rich.console import Console
@@ -248,7 +249,8 @@ class ProgressLines(Teller):
 
     def say(self, line: str) -> None:
         if sys.stderr is not None:
-            print(line, file=sys.stderr, flush=True)
+            with suppress(OSError):  # nobody listens any more: no reason not to answer
+                print(line, file=sys.stderr, flush=True)
 
     def show(self, stage: Stage, now: float) -> None:
         if now - self._told >= _LINES:

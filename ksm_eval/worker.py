@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
@@ -73,7 +72,3 @@ def main() -> int:
         connection.send(Failed(f"a worker process failed: {type(error).__name__}: {error}"))
         raise
     return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -12,6 +12,11 @@ import pytest
 
 from ksm_eval.collect import collect
 from ksm_eval.errors import TargetError
+from ksm_eval.evaluate import evaluate_snapshot
+from ksm_eval.footprint import rss_bytes
+from ksm_eval.jobs import WORKER_BYTES
+from ksm_eval.memory import BYTES_A_REPLAYED
+from ksm_eval.replay.converged import predict
 from ksm_eval.snapshot import FrameFlag
 from ksm_eval.target import Selection
 from tests.fixtures import NAMES, TINY, snapshot, target, vmcore
@@ -59,7 +64,6 @@ def test_what_is_just_accepted_stays_below(name: str, words: list[str]) -> None:
 def test_the_figure_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     vm = target(TINY)
     monkeypatch.setattr("ksm_eval.memory.rss_bytes", lambda: 30 * MIB)
-    monkeypatch.setattr("ksm_eval.memory.max_rss_bytes", lambda: 40 * MIB)
     # 30, 16 for code, 4 for libkdumpfile's cache, and the pages: 94 are of files.
     for exact, each, of_frame in ((False, 25, 180), (True, 45, 400)):
         enough = 50 * MIB + each * 9604 + of_frame * 4559
@@ -103,3 +107,22 @@ def test_the_kernels_own_count_of_pages(name: str) -> None:
         assert -32 < known[pid] - pages < 32
         compared += pages
     assert compared > 5000
+
+
+def test_a_replay_asks_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above the cap the mappings are replayed one by one, which only then is known."""
+    found = snapshot("x86_64-6.12-tiny-cap")
+    replayed = predict(found, found.meta.settings).replayed
+    assert replayed > 100
+    left = BYTES_A_REPLAYED * replayed
+    monkeypatch.setattr("ksm_eval.memory.memory_left", lambda _: left - 1)
+    with pytest.raises(TargetError, match=f"^{replayed:,} pages do not merge in the obvious way"):
+        evaluate_snapshot(found)
+    monkeypatch.setattr("ksm_eval.memory.memory_left", lambda _: 4 * left)
+    assert evaluate_snapshot(found).savings.frames_freed > 0
+
+
+def test_workers_are_in_the_limit(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING"):
+        collect(target(TINY), Selection(all=True), jobs=3, max_memory=rss_bytes() + WORKER_BYTES)
+    assert "--max-memory is enough for 1 of 3 processes" in caplog.text

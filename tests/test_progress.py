@@ -63,7 +63,7 @@ def test_every_step_is_heard(name: str) -> None:
 
 
 def test_processes_of_which_nobody_counts_the_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ksm_eval.target.tasks._anon_pages", lambda _: 0)
+    monkeypatch.setattr("ksm_eval.target.tasks.mm_counters", lambda _: lambda _: None)
     vm = target(TINY)
     calls = noted(lambda heard: collect(vm, Selection(all=True), progress=heard))
     walks = [call for call in calls if call[0] == WALKING_PROCESSES]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ksm_eval.replay.budget import begin
 from ksm_eval.replay.contents import (
     REMAPPED,
     ZERO_PAGE,
@@ -79,6 +80,7 @@ class State:
         self.rules = rules
         self.use_zero_pages = settings.use_zero_pages
         self.smart_scan = settings.smart_scan and rules.smart_scan
+        begin(len(snapshot.mappings) if positions is None else len(positions))
         self.positions = np.arange(len(snapshot.mappings)) if positions is None else positions
         self.has_order = snapshot.frames.order is not None and positions is None
         self.stable = StableTree(

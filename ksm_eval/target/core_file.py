@@ -19,6 +19,18 @@ class CoreFile:
     segments: Segments | None = None  # where it can be read without drgn
     holes: Holes = field(default_factory=Holes)  # that do not read as what was there
 
+    @classmethod
+    def of(cls, path: Path, vmcoreinfo: bytes | None, architecture: str | None) -> CoreFile | None:
+        """None if it has no name that is another process's, too: a pipe, or a deleted file."""
+        real = path.resolve()  # of /proc/self/fd/N the file
+        try:
+            identity = cls.identify(path)
+            if cls.identify(real) != identity or real.parts[:2] in (("/", "proc"), ("/", "dev")):
+                return None
+        except OSError:
+            return None
+        return cls(real, identity, vmcoreinfo, architecture)
+
     @staticmethod
     def identify(path: Path) -> tuple[int, ...]:
         """What another file in its place would not have. Raises OSError."""

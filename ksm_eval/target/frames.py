@@ -271,7 +271,8 @@ def _total_mapcount(
     """total_compound_mapcount() of mm/util.c until 6.9: the sum over all subpages."""
     if not len(heads):
         return np.empty(0, np.int64)
-    counts = pages.astype(np.int64)
+    # Damaged heads may claim pages of the next.
+    counts = np.minimum(pages, np.diff(heads, append=heads[-1] + pages[-1])).astype(np.int64)
     every = np.repeat(heads, counts) + _ramp(counts)
     structs, _ = read_structs(read, layout, every)
     own = _count(structs, layout.mapcount) + 1
@@ -457,6 +458,7 @@ def _block(
     head[rows] = head_of_row
     pages = np.ones(n, np.uint64)
     pages[rows] = table.pages
+    pages[entry != Entry.CANDIDATE] = 1
     head_pinned = np.zeros(n, np.bool_)
     head_pinned[rows] = pinned
     pmd_mapcount = np.zeros(n, np.uint32)

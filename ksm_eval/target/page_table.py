@@ -233,7 +233,9 @@ class _Mapped:
     def room(self, count: int, highest: int) -> slice:
         """Where the next `count` go, the highest of whose PFNs is `highest`."""
         if highest > 0xFFFFFFFF and self.pfn.dtype == np.uint32:  # beyond 16 TiB
-            self.pfn = self.pfn.astype(np.uint64)
+            wide = np.empty(len(self.pfn), np.uint64)  # most of it never is in memory
+            wide[: self.count] = self.pfn[: self.count]
+            self.pfn = wide
         place = slice(self.count, self.count + count)
         self.count += count
         return place

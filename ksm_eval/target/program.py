@@ -131,7 +131,7 @@ def open_core(
             _set_reassembled(prog, path)
         else:
             name = None if platform is None else platform.arch.name
-            core = CoreFile(path, CoreFile.identify(path), info, name)
+            core = CoreFile.of(path, info, name)
             with dwarf.quiet():  # "if open fails or is too slow, reassemble it"
                 prog.set_core_dump(path)
     except TargetError:

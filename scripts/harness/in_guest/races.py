@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import xxhash
@@ -14,7 +15,7 @@ from in_guest.targets import VIAS, opened
 from ksm_eval.collect import collect
 from ksm_eval.evaluate import evaluate_snapshot
 from ksm_eval.snapshot import FrameFlag, Snapshot, has
-from ksm_eval.target import Progress, Selection
+from ksm_eval.target import Process, Selection, Vma, WalkedVmas
 
 SEED = 0x5EED
 RUNS = 2
@@ -50,10 +51,27 @@ def checked(snapshot: Snapshot, tag: int = 0) -> dict[str, Any]:
     return {"right": right, "unreadable": lost, "wrong": len(wrong), "examples": wrong[:5]}
 
 
-def _seen(via: str, selection: Selection, progress: Progress | None = None) -> dict[str, Any]:
+def _seen(
+    via: str, selection: Selection, step: Callable[[str], None] = lambda _: None
+) -> dict[str, Any]:
+    """`step` is told when a process was walked, and before frames are read."""
     start = time.monotonic()
     try:
-        snapshot = collect(opened(via), selection, seed=SEED, progress=progress)
+        target = opened(via)
+        walk, read_into = target.walk, target.read_into
+
+        def walked(process: Process, vmas: Sequence[Vma]) -> WalkedVmas:
+            try:
+                return walk(process, vmas)
+            finally:
+                step("walking")
+
+        def read(buffer: memoryview, place: int) -> None:
+            step("reading")
+            read_into(buffer, place)
+
+        target.walk, target.read_into = walked, read  # type: ignore[method-assign]
+        snapshot = collect(target, selection, seed=SEED)
         report = evaluate_snapshot(snapshot)
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
@@ -100,17 +118,15 @@ def _recycled(keeper: Keeper, via: str, stage: str, at: int, named: bool) -> dic
     steps = {"walking": 0, "reading": 0}
     other = 0
 
-    def progress(now: str, done: int, total: int) -> None:
+    def step(now: str) -> None:
         nonlocal other
-        del done, total
-        for name in steps:
-            steps[name] += now.startswith(name)
+        steps[now] += 1
         if steps[stage] == at and not other:
             keeper.end(second)
             other = keeper.start(A, tag=1, pid=second)
 
     selection = Selection(pids=(first, second)) if named else Selection(comms=("kept",))
-    seen = _seen(via, selection, progress)
+    seen = _seen(via, selection, step)
     for pid in (first, second):
         keeper.end(pid)
     return {**seen, "pid": second, "same": other == second}
