@@ -215,10 +215,44 @@ def test_prot_none_only_where_it_blocks() -> None:
         ("/system.slice/-rf.service", None),
         ("/system.slice/....service", None),
         ("/system.slice/a\nb.service", None),
+        # Units of a container's systemd are not the host's.
+        ("/docker/abc/system.slice/dbus.service", None),
+        ("/lxc.payload.c1/system.slice/sshd.service", None),
+        ("/../../system.slice/foo.service", None),
+        ("/system.slice/../system.slice/foo.service", None),
+        ("system.slice/foo.service", None),
+        (
+            "/kubepods.slice/kubepods-pod1.slice/cri-1.scope/system.slice/a.service",
+            Unit("cri-1.scope", False),
+        ),
+        (
+            "/machine.slice/systemd-nspawn@c1.service/payload/system.slice/nginx.service",
+            Unit("systemd-nspawn@c1.service", False),
+        ),
+        (
+            "/system.slice/docker-0123.scope/system.slice/sshd.service",
+            Unit("docker-0123.scope", False),
+        ),
+        (
+            "/user.slice/user-1.slice/user@1.service/user.slice/libpod-1.scope/system.slice/"
+            "user@2.service/app.slice/b.service",
+            Unit("libpod-1.scope", True),
+        ),
+        (
+            "/user.slice/user-1.slice/user@1.service/x/app.slice/b.service",
+            Unit("user@1.service", False),
+        ),
     ],
 )
 def test_unit_of_a_cgroup(cgroup: str, unit: Unit | None) -> None:
     assert unit_of(cgroup) == unit
+
+
+def test_units_that_are_not_to_be_restarted() -> None:
+    for name in ("dbus", "systemd-journald", "systemd-nspawn@c1", "user@1000", "getty@tty1", "gdm"):
+        assert Unit(f"{name}.service", False).is_vital
+    for name in ("nginx", "mydbus", "dbusx", "postgresql@16-main"):
+        assert not Unit(f"{name}.service", False).is_vital
 
 
 def test_templates() -> None:
