@@ -48,7 +48,8 @@ def unit_of(cgroup: str) -> Unit | None:
     """
     user = False
     found: Unit | None = None
-    for part in cgroup.split("/")[1:]:
+    root, *parts = cgroup.split("/")
+    for part in parts if not root else ():
         name = part.removeprefix("_")  # cg_escape(): where it would look like a file of cgroupfs
         if _SLICE.fullmatch(name):
             continue
