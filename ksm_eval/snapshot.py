@@ -115,7 +115,7 @@ class Processes:
     rss_pages: I64 | None = None  # resident: anonymous, of files and shmem. None: unknown
     user_ns: U32 | None = None  # inode number of the user namespace, 0 where unreadable
     merge_any: NDArray[np.bool_] | None = None
-    """PR_SET_MEMORY_MERGE was set. None: unknown; False also where /proc does not tell (to 6.13)."""
+    """PR_SET_MEMORY_MERGE was set. None: unknown; False also where /proc is silent (to 6.13)."""
 
     def __len__(self) -> int:
         return len(self.pid)

@@ -251,9 +251,7 @@ def asked_for(found: Cost) -> ScanRow | None:
 def meets(own: ScanRow, asked: ScanRow) -> bool:
     """Is the target's own setting fast enough already? `asked` has the fewest pages that are, and
     another sleep only if with the target's none are enough."""
-    return (
-        own.sleep_millisecs == asked.sleep_millisecs and own.pages_to_scan >= asked.pages_to_scan
-    )
+    return own.sleep_millisecs == asked.sleep_millisecs and own.pages_to_scan >= asked.pages_to_scan
 
 
 def worth_writing(found: Cost) -> ScanRow | None:

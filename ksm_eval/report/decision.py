@@ -145,8 +145,8 @@ class ScanRow:
     cpu_seconds: float  # a full scan
     note: str = ""  # "target", "default", "--target-scan-time 60", "hopeless: …"; several by ", "
     kind: str = "other"
-    """"target": its own; "default"; "asked": the fewest pages for --target-scan-time; "unreachable":
-    none are enough for that; "advisor": where that settles; "other"."""
+    """"target": its own; "default"; "asked": the fewest pages for --target-scan-time;
+    "unreachable": none are enough for that; "advisor": where that settles; "other"."""
     hopeless: bool = False  # a full scan takes more than an hour
 
 
