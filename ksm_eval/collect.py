@@ -425,6 +425,7 @@ def _process_table(processes: list[Process]) -> Processes:
         ppid=np.array([p.ppid for p in processes], np.int32),
         rss_pages=np.array(rss, np.int64) if len(rss) == len(processes) else None,
         user_ns=np.array([p.user_ns for p in processes], np.uint32),
+        merge_any=np.array([p.merge_any for p in processes], np.bool_),
     )
 
 

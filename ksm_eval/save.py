@@ -98,6 +98,7 @@ _OPTIONAL = {
     "processes.ppid": ("<i4", None),
     "processes.rss_pages": ("<i8", None),
     "processes.user_ns": ("<u4", None),
+    "processes.merge_any": ("|b1", None),
     "compounds.pte_behind": ("|b1", None),
     "ksmd.tree_pruned": ("<i8", None),
     **_CONTENTS,

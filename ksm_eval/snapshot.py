@@ -114,6 +114,8 @@ class Processes:
     ppid: I32 | None = None  # thread group id of the parent: whose state a fork inherits
     rss_pages: I64 | None = None  # resident: anonymous, of files and shmem. None: unknown
     user_ns: U32 | None = None  # inode number of the user namespace, 0 where unreadable
+    merge_any: NDArray[np.bool_] | None = None
+    """PR_SET_MEMORY_MERGE was set. None: unknown; False also where /proc is silent (to 6.13)."""
 
     def __len__(self) -> int:
         return len(self.pid)

@@ -58,6 +58,9 @@ def test_who_has_merge_any(name: str) -> None:
     prctl = "general_profit" in truth(name)["passes"][-1]["ksm"]
     shares = by_role(name)["threads-vm"]  # the mm of threads
     assert asked == (set(opted_in(name)).difference(shares) if prctl else set())
+    found = everything(name).processes
+    assert found.merge_any is not None
+    assert set(found.pid[found.merge_any].tolist()) == asked
 
 
 def test_all_processes(name: str) -> None:

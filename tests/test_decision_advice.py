@@ -14,20 +14,22 @@ from hypothesis import strategies as st
 
 from ksm_eval.assemble import _savings
 from ksm_eval.decision import why_not
-from ksm_eval.decision.cost import cost
+from ksm_eval.decision.cost import by_advisor, cost
 from ksm_eval.decision.next_steps import next_steps
 from ksm_eval.decision.units import Unit, unit_of
 from ksm_eval.decision.verdict import verdict
 from ksm_eval.decision.what_if import what_if
 from ksm_eval.decision.why_not import reasons
+from ksm_eval.decision.words import duration
 from ksm_eval.replay.converged import predict
 from ksm_eval.replay.rules import Settings
-from ksm_eval.report.decision import Madvise, Step, Verdict
+from ksm_eval.report.decision import Cost, Madvise, Step, Verdict
 from ksm_eval.report.model import Stillness
 from ksm_eval.snapshot import Entry, FrameFlag, MappingFlag, Snapshot
 from ksm_eval.target import vma_rules
 from tests import fixtures
 from tests.snapshots import KERNEL_6_1, KERNEL_6_12, Builder
+from tests.test_decision_cost import large
 
 AT = Settings()
 
@@ -215,10 +217,44 @@ def test_prot_none_only_where_it_blocks() -> None:
         ("/system.slice/-rf.service", None),
         ("/system.slice/....service", None),
         ("/system.slice/a\nb.service", None),
+        # Units of a container's systemd are not the host's.
+        ("/docker/abc/system.slice/dbus.service", None),
+        ("/lxc.payload.c1/system.slice/sshd.service", None),
+        ("/../../system.slice/foo.service", None),
+        ("/system.slice/../system.slice/foo.service", None),
+        ("system.slice/foo.service", None),
+        (
+            "/kubepods.slice/kubepods-pod1.slice/cri-1.scope/system.slice/a.service",
+            Unit("cri-1.scope", False),
+        ),
+        (
+            "/machine.slice/systemd-nspawn@c1.service/payload/system.slice/nginx.service",
+            Unit("systemd-nspawn@c1.service", False),
+        ),
+        (
+            "/system.slice/docker-0123.scope/system.slice/sshd.service",
+            Unit("docker-0123.scope", False),
+        ),
+        (
+            "/user.slice/user-1.slice/user@1.service/user.slice/libpod-1.scope/system.slice/"
+            "user@2.service/app.slice/b.service",
+            Unit("libpod-1.scope", True),
+        ),
+        (
+            "/user.slice/user-1.slice/user@1.service/x/app.slice/b.service",
+            Unit("user@1.service", False),
+        ),
     ],
 )
 def test_unit_of_a_cgroup(cgroup: str, unit: Unit | None) -> None:
     assert unit_of(cgroup) == unit
+
+
+def test_units_that_are_not_to_be_restarted() -> None:
+    for name in ("dbus", "systemd-journald", "systemd-nspawn@c1", "user@1000", "getty@tty1", "gdm"):
+        assert Unit(f"{name}.service", False).is_vital
+    for name in ("nginx", "mydbus", "dbusx", "postgresql@16-main"):
+        assert not Unit(f"{name}.service", False).is_vital
 
 
 def test_templates() -> None:
@@ -254,8 +290,8 @@ def test_drop_in() -> None:
         "printf '[Service]\\nMemoryKSM=yes\\n' | "
         "sudo tee /etc/systemd/system/nginx.service.d/ksm.conf",
         "sudo systemctl daemon-reload",
-        "sudo systemctl restart nginx.service",
     )
+    assert "at its next restart" in step.why
     assert not any("prctl" in title for title in found)
 
 
@@ -271,8 +307,85 @@ def test_drop_in_writes_what_systemd_reads(tmp_path: Any) -> None:
 
 def test_who_has_opted_in_already_is_left_alone() -> None:
     snapshot = paying("/system.slice/nginx.service")
-    registered = with_processes(snapshot, registered=np.ones(2, np.bool_))
-    assert list(steps(registered)) == ["Switch ksmd on", "Look whether it came true"]
+    left = ["Switch ksmd on", "Look whether it came true"]
+    assert list(steps(with_processes(snapshot, merge_any=np.ones(2, np.bool_)))) == left
+    assert list(steps(offering(snapshot, 0, 1))) == left
+
+
+def offering(snapshot: Snapshot, *vmas: int) -> Snapshot:
+    """As if madvise(MADV_MERGEABLE) had been called for these."""
+    flags = snapshot.vmas.flags.copy()
+    flags[list(vmas)] |= np.uint64(0x80000000)
+    return replace(snapshot, vmas=replace(snapshot.vmas, flags=flags))
+
+
+def test_one_range_is_not_all_memory() -> None:
+    """Registered by a single madvise(): the rest is still to be offered."""
+    builder = Builder()
+    for _ in range(2):
+        builder.process(*[builder.frame("a") for _ in range(300)])
+        builder.vma(*[builder.frame("b") for _ in range(9)])
+    snapshot = with_processes(
+        builder.build(),
+        cgroup=["/system.slice/nginx.service"] * 2,
+        registered=np.ones(2, np.bool_),
+        merge_any=np.zeros(2, np.bool_),
+    )
+    assert "Let systemd opt nginx.service in" in steps(offering(snapshot, 1, 3))
+    assert "Let systemd opt nginx.service in" not in steps(offering(snapshot, 0, 1, 2, 3))
+    # Guest memory is all that QEMU ever offers.
+    guests = with_processes(snapshot, comm=["qemu-system-x86"] * 2)
+    assert next(iter(steps(offering(guests, 1, 3)))) == "Switch ksmd on"
+
+
+def with_gains(gains: dict[str, int], comm: str = "test") -> dict[str, Step]:
+    """Processes by cgroup, which gain so many bytes each."""
+    builder = Builder(rules=KERNEL_6_12)
+    for _ in gains:
+        builder.process(*[builder.frame("a") for _ in range(300)])
+    snapshot = with_processes(builder.build(), cgroup=list(gains), comm=[comm] * len(gains))
+    prediction = predict(snapshot, AT)
+    found = next_steps(
+        snapshot, AT, cost(snapshot, AT, prediction), (), judged(snapshot),
+        gains=np.array(list(gains.values()), float),
+    )  # fmt: skip
+    return {step.title: step for step in found}
+
+
+def test_services_that_gain_most_come_first() -> None:
+    found = with_gains(
+        {f"/system.slice/{name}.service": gain for name, gain in (
+            ("small", 10), ("c", 200), ("loses", -50), ("a", 400), ("d", 150), ("b", 300),
+        )}
+    )  # fmt: skip
+    assert list(found)[:4] == [
+        "Let systemd opt a.service in",
+        "Let systemd opt b.service in",
+        "Let systemd opt c.service in",
+        "The same for the other services",  # 900 of 1060 are less than 90 %
+    ]
+    assert found["The same for the other services"].why == "d.service"
+    assert "cat /proc/103/ksm_stat" in found["Look whether it came true"].commands
+
+
+def test_processes_of_no_service_count_together() -> None:
+    found = with_gains({"/": 300, "/system.slice/a.service": 400, "/docker/x": 350})
+    assert list(found)[:2] == [
+        "Opt in by prctl what no service starts",
+        "Let systemd opt a.service in",
+    ]
+    assert "pid 102, 100 gain most" in found["Opt in by prctl what no service starts"].why
+    rare = with_gains({"/": 5, "/system.slice/a.service": 400})
+    assert not any("prctl" in title for title in rare)
+
+
+def test_no_restart_is_typed() -> None:
+    for name in ("dbus", "nginx", "systemd-journald", "php@1"):
+        found = steps(paying(f"/system.slice/{name}.service"))
+        assert not any("restart" in line for step in found.values() for line in step.commands)
+        why = found[f"Let systemd opt {name}.service in"].why
+        assert ("do not restart" in why) == (name in ("dbus", "systemd-journald"))
+        assert ("every instance of php@.service" in why) == (name == "php@1")
 
 
 def test_where_ksmd_has_merged() -> None:
@@ -287,7 +400,7 @@ def test_user_units_scopes_and_no_unit() -> None:
     user = steps(paying("/user.slice/user-1000.slice/user@1000.service/app.slice/x.service"))
     commands = user["Let systemd opt x.service in"].commands
     assert commands[0] == "sudo mkdir -p /etc/systemd/user/x.service.d"
-    assert commands[-1] == "systemctl --user restart x.service"
+    assert commands[-1] == "systemctl --user daemon-reload"
     for cgroup in ("/system.slice/docker-1.scope", "", "/system.slice/$(x).service"):
         found = steps(paying(cgroup))
         assert "Opt in by prctl what no service starts" in found
@@ -317,22 +430,79 @@ def test_madvise_before_the_prctl() -> None:
 
 def test_qemu() -> None:
     found = steps(paying(comm="qemu-system-x86"))
-    assert next(iter(found.values())).commands == ("-machine …,mem-merge=on",)
+    step = next(iter(found.values()))
+    assert step.commands == ()
+    assert "mem-merge=on" in step.why
     assert not any("prctl" in title for title in found)
+    for comm in ("qemu-kvm", "kvm"):
+        assert next(iter(steps(paying(comm=comm)))) == step.title
+    for comm in ("kvm-nx-lpage-re", "kvmtool", "qemu-systemd", "qemu-ga"):
+        assert step.title not in steps(paying(comm=comm))
 
 
 def test_sysfs() -> None:
-    on = steps(paying(), target_scan_time=0.5)["Switch ksmd on"].commands
+    on = steps(paying(), target_scan_time=0.1)["Switch ksmd on"].commands
     assert on[0] == "echo none | sudo tee /sys/kernel/mm/ksm/advisor_mode"  # or it is refused
     assert on[1].startswith("echo ")
     assert on[1].endswith("/pages_to_scan")
     assert on[-1] == "echo 1 | sudo tee /sys/kernel/mm/ksm/run"
     by_itself = steps(paying())["Switch ksmd on"].commands
-    assert "echo scan-time | sudo tee /sys/kernel/mm/ksm/advisor_mode" in by_itself
-    old = steps(paying(rules=KERNEL_6_1), target_scan_time=0.5)["Switch ksmd on"].commands
+    assert by_itself == ("echo 1 | sudo tee /sys/kernel/mm/ksm/run",)  # a scan takes 0.2 s
+    old = steps(paying(rules=KERNEL_6_1), target_scan_time=0.1)["Switch ksmd on"].commands
     assert not any("advisor" in command for command in old)
     # 600 equal pages under a cap of 256 take three frames, under 1024 one: less than 1 % more.
     assert not any("max_page_sharing" in command for command in by_itself)
+
+
+def test_a_target_time_that_is_met_already() -> None:
+    step = steps(paying(), target_scan_time=60)["Switch ksmd on"]
+    assert step.commands == ("echo 1 | sudo tee /sys/kernel/mm/ksm/run",)
+    assert "as fast as was asked for or faster" in step.why
+    far = steps(paying(), target_scan_time=0.001)["Switch ksmd on"]
+    assert "cannot be reached" in far.why
+
+
+def running(snapshot: Snapshot, run: int) -> Snapshot:
+    return replace(snapshot, meta=replace(snapshot.meta, counters={"run": run}))
+
+
+def test_ksmd_that_runs_is_not_switched_on() -> None:
+    found = steps(running(paying(), 1))
+    assert found["Leave ksmd as it is set: it runs"].commands == ()
+    step = steps(running(paying(), 1), target_scan_time=0.1)["Set ksmd's pace"]
+    assert not any(command.endswith("/run") for command in step.commands)
+    for run in (0, 2):
+        assert steps(running(paying(), run))["Switch ksmd on"].commands[-1].endswith("/run")
+
+
+def priced(snapshot: Snapshot, pages: int, at: Settings = AT) -> tuple[Cost, dict[str, Step]]:
+    """As if ksmd had so many pages to visit, half of which merge."""
+    prediction = predict(snapshot, at)
+    times = pages // len(snapshot.mappings)
+    price = cost(large(snapshot, times), at, prediction, hz=250)
+    return price, {
+        step.title: step for step in next_steps(snapshot, at, price, (), judged(snapshot))
+    }
+
+
+def test_the_advisor_only_where_it_costs_no_more() -> None:
+    """Small memory under long sleeps: it goes up to its 30,000 pages, for nothing."""
+    at = Settings(smart_scan=False)
+    little, found = priced(paying(), 600)
+    assert little.advisor_row is not None
+    assert little.advisor_row.cpu_percent > 2 * little.rows[0].cpu_percent
+    assert not any("advisor" in line for line in found["Switch ksmd on"].commands)
+    much, found = priced(paying(), 20_000_000, at)
+    assert much.advisor_row is not None
+    assert "echo scan-time | sudo tee /sys/kernel/mm/ksm/advisor_mode" in (
+        found["Switch ksmd on"].commands
+    )
+    told = found["Look whether it came true"].why
+    assert "at what the advisor sets" in told
+    assert duration(much.advisor_seconds_to["99"]) in told
+    dear = replace(much, advisor_row=replace(much.advisor_row, cpu_percent=99.0))
+    assert by_advisor(dear) is None
+    assert by_advisor(replace(much, advisor_row=None)) is None
 
 
 def test_settings_that_gain() -> None:
@@ -354,6 +524,10 @@ def test_how_to_check() -> None:
     assert "general_profit is to be" in step.why
     assert "cat /proc/100/ksm_stat" in step.commands
     assert "99 % should be there after 2 full scans" in step.why
+    assert "sudo ksm-eval --verify" in step.commands
+    proc = paying()
+    proc = replace(proc, meta=replace(proc.meta, kind="procfs"))
+    assert not any("--verify" in c for c in steps(proc)["Look whether it came true"].commands)
     old = steps(paying(rules=KERNEL_6_1))["Look whether it came true"]
     assert "general_profit" not in old.why
     assert not any("ksm_stat" in command for command in old.commands)
@@ -366,6 +540,13 @@ def test_where_it_does_not_pay() -> None:
     assert "Otherwise leave KSM off" in found
     assert "Not eligible: swapped out (2.0 MiB)" in found
     assert not any("Switch" in title for title in found)
+    snapshot.vmas.entries[0, Entry.POISON] = 600
+    assert not any("poisoned" in title for title in steps(snapshot))
+    builder = Builder()
+    builder.process(*[builder.frame(f"own{i}") for i in range(1000)])
+    rare = builder.build()
+    rare.vmas.entries[0, Entry.SWAP] = 9
+    assert not any("Not eligible" in title for title in steps(rare))
     lost = replace(snapshot, meta=replace(snapshot.meta, unreadable={"filtered": 9}))
     assert any("makedumpfile -d 17" in c for step in steps(lost).values() for c in step.commands)
 

@@ -99,7 +99,7 @@ def test_default_is_hopeless_where_a_scan_takes_more_than_an_hour() -> None:
     many = large(snapshot, 2_000_000)
     found = cost(many, at, predict(snapshot, at), hz=250)
     assert found.pages == 22_000_000
-    hopeless = [row.pages_to_scan for row in found.rows if "hopeless" in row.note]
+    hopeless = [row.pages_to_scan for row in found.rows if row.hopeless]
     assert hopeless == [100]
     assert found.rows[0].note == "target, default, hopeless: a full scan takes 88 min"
     row = next(row for row in found.rows if row.pages_to_scan == 4000)
@@ -133,9 +133,14 @@ def test_a_target_time_that_cannot_be_reached() -> None:
     found = cost(snapshot, slow, predict(snapshot, slow), target_scan_time=10, hz=250)
     assert (found.rows[-1].pages_to_scan, found.rows[-1].sleep_millisecs) == (1, 20)
     assert worth_writing(found) == found.rows[-1]
+    assert found.rows[-1].kind == "asked"
     found = cost(snapshot, AT, predict(snapshot, AT), target_scan_time=0.02, hz=250)
     assert "followed by a sleep" in found.rows[-1].note
+    assert found.rows[-1].kind == "unreachable"
     assert worth_writing(found) is None
+    found = cost(snapshot, AT, predict(snapshot, AT), target_scan_time=0.03, hz=250)
+    assert found.rows[-1].kind == "asked"
+    assert worth_writing(found) is None  # met already
 
 
 def test_seconds_a_page() -> None:
@@ -252,10 +257,26 @@ def test_the_sentence_on_the_advisor() -> None:
     found = cost(large(snapshot, 2_000_000), at, predict(snapshot, at), hz=250)
     assert "would settle at" in found.advisor
     assert "CPU" in found.advisor
+    assert found.advisor_row is not None
+    assert found.advisor_row.kind == "advisor"
+    assert found.advisor_seconds_to["99"] > found.advisor_row.seconds
     old = Builder(rules=KERNEL_6_1)
     old.process(old.frame("a"))
     none = old.build()
     assert cost(none, at, predict(none, at)).advisor == ""
+
+
+def test_the_advisor_counts_the_sleeps_as_the_table_does() -> None:
+    """11 pages are one batch, with 1000 s of sleep behind it, which the kernel's clock leaves
+    out."""
+    snapshot, at = pair_and_plain(), Settings(smart_scan=False, sleep_millisecs=1_000_000)
+    found = cost(snapshot, at, predict(snapshot, at), hz=250)
+    assert found.advisor_row is not None
+    assert found.advisor_row.seconds == pytest.approx(found.rows[0].seconds)
+    assert found.advisor_row.cpu_percent == pytest.approx(found.rows[0].cpu_percent)
+    assert "a full scan in 17 min" in found.advisor
+    (scan,) = simulate([11], at, AdvisorSettings(), seconds_a_page=2e-6, hz=250)
+    assert scan.seconds == pytest.approx(22e-6)
 
 
 # ---- how many scans ----

@@ -179,6 +179,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
             ppid=optional(0, 1 << 22, n_processes, np.int32),
             rss_pages=optional(0, 1 << 44, n_processes, np.int64),
             user_ns=optional(0, 2**32 - 1, n_processes, np.uint32),
+            merge_any=optional(0, 1, n_processes, np.bool_),
         ),
         vmas=Vmas(
             process=np.array(owners, np.uint32),

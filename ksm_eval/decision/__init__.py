@@ -17,7 +17,7 @@ from ksm_eval.decision.pairs import pairs
 from ksm_eval.decision.security import security
 from ksm_eval.decision.verdict import verdict
 from ksm_eval.decision.what_if import left_out, what_if
-from ksm_eval.decision.where import choices, madvise
+from ksm_eval.decision.where import choices, madvise, process_gains
 from ksm_eval.decision.why_not import reasons
 from ksm_eval.replay.converged import Prediction
 from ksm_eval.replay.rules import Settings
@@ -83,7 +83,14 @@ def decide(
         next_steps=_CONFINED
         if "--within" in snapshot.meta.selection
         else next_steps(
-            snapshot, settings, costs, advised, found, what_if=otherwise, why_not=why_not
+            snapshot,
+            settings,
+            costs,
+            advised,
+            found,
+            what_if=otherwise,
+            why_not=why_not,
+            gains=process_gains(snapshot, prediction, fate),
         ),
         what_if_left_out=left_out(snapshot, settings) if questions.what_if else (),
     )

@@ -66,7 +66,8 @@ class Scan:
     """One full scan under the advisor."""
 
     pages_to_scan: int  # while it ran
-    seconds: float
+    seconds: float  # by the kernel's clock, which leaves out the sleep behind the last batch
+    wall: float  # from its begin to that of the next
     cpu_percent: float  # of one CPU
     limit: str  # what had decided pages_to_scan
 
@@ -94,7 +95,8 @@ def simulate(
         asleep = sleep_seconds(settings.sleep_millisecs, min(batch, pages) * seconds_a_page, hz)
         sleeps = math.ceil((pages + 1) / batch) - 1  # the clock stops before the last one
         seconds = sleeps * asleep + cpu
-        scans.append(Scan(batch, seconds, 100 * cpu / (seconds + asleep or 1), state.limit))
+        wall = seconds + asleep
+        scans.append(Scan(batch, seconds, wall, 100 * cpu / (wall or 1), state.limit))
         scan_time = int(seconds) or 1
         charged = int((cpu + owed) * 1000) * 100 // (scan_time * 1000)
         owed = 0.0
@@ -108,11 +110,21 @@ class Settled:
 
     low: int  # pages_to_scan
     high: int
-    shortest: float  # seconds of a full scan
+    shortest: float  # seconds of a full scan, from its begin to that of the next
     longest: float
     cpu_percent: float  # on average
     scans: int  # until it is within low to high for good
     limits: frozenset[str]
+    walls: tuple[float, ...]  # seconds of each scan from the first on
+
+    @property
+    def stands(self) -> bool:
+        return self.high <= self.low * 1.1
+
+    def seconds_of(self, scans: float) -> float:
+        """Of the first so many scans, the last of them a part."""
+        whole = min(int(scans), len(self.walls) - 1)
+        return sum(self.walls[:whole]) + (scans - whole) * self.walls[whole]
 
 
 def settle(
@@ -137,8 +149,8 @@ def settle(
     low = min(scan.pages_to_scan for scan in last)
     high = max(scan.pages_to_scan for scan in last)
     outside = [n for n, scan in enumerate(scans, 1) if not low <= scan.pages_to_scan <= high]
-    seconds = [scan.seconds for scan in last]
-    busy = sum(scan.cpu_percent * scan.seconds for scan in last)
+    seconds = [scan.wall for scan in last]
+    busy = sum(scan.cpu_percent * scan.wall for scan in last)
     return Settled(
         low=low,
         high=high,
@@ -147,4 +159,5 @@ def settle(
         cpu_percent=busy / sum(seconds) if sum(seconds) else 0.0,
         scans=outside[-1] if outside else 0,
         limits=frozenset(scan.limit for scan in last),
+        walls=tuple(scan.wall for scan in scans),
     )

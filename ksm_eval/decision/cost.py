@@ -24,6 +24,7 @@ in the second scan: at more than an hour a scan hardly anything in a running pro
 ASSUMED_HZ = 250
 """Where the target's is not known: the default of kernel/Kconfig.hz."""
 _UNREACHABLE = "cannot be reached"
+_DEARER = 2.0
 _UINT_MAX = 2**32 - 1  # pages_to_scan_store() takes no more
 _ENOUGH_PAGES = 100_000
 _ENOUGH_CPU = 0.1  # seconds: /proc/PID/stat counts in steps of 10 ms
@@ -61,16 +62,23 @@ def cost(
     timing = _Timing(pages, each, hz or ASSUMED_HZ)
     settled = settling(snapshot, settings, prediction, replay=replay)
     scan = timing.seconds(settings)
+    found = _advisor(snapshot, settings, prediction, timing, advisor, cpu_seconds)
     return Cost(
         pages=pages,
         seconds_a_page=each,
         measured=measured is not None,
         source=_source(measured, hz),
         rows=tuple(_rows(timing, settings, target_scan_time)),
-        advisor=_advisor(snapshot, settings, prediction, timing, advisor, cpu_seconds),
+        advisor=advisor_sentence(found, advisor or AdvisorSettings()) if found else "",
         passes_to=settled.passes,
         seconds_to={share: scans * scan for share, scans in settled.scans.items()},
         settling=settled.how,
+        advisor_row=_advisor_row(found, settings, timing) if found and found.stands else None,
+        advisor_seconds_to=(
+            {share: found.seconds_of(scans) for share, scans in settled.scans.items()}
+            if found
+            else {}
+        ),
     )
 
 
@@ -86,7 +94,7 @@ class _Timing:
     def seconds(self, settings: Settings) -> float:
         return full_scan_seconds(self.pages, settings, seconds_a_page=self.each, hz=self.hz)
 
-    def row(self, settings: Settings, *notes: str) -> ScanRow:
+    def row(self, settings: Settings, *notes: str, kind: str = "other") -> ScanRow:
         seconds = self.seconds(settings)
         hopeless = f"hopeless: a full scan takes {duration(seconds)}" if seconds > HOPELESS else ""
         return ScanRow(
@@ -96,6 +104,8 @@ class _Timing:
             cpu_percent=100 * self.cpu_seconds / seconds if seconds else 0.0,
             cpu_seconds=self.cpu_seconds,
             note=", ".join(note for note in (*notes, hopeless) if note),
+            kind=kind,
+            hopeless=bool(hopeless),
         )
 
     def smallest(self, settings: Settings, target: float) -> int | None:
@@ -116,9 +126,9 @@ def _rows(timing: _Timing, settings: Settings, target: float | None) -> Iterator
     default = Settings()
     own = (settings.pages_to_scan, settings.sleep_millisecs)
     is_default = own == (default.pages_to_scan, default.sleep_millisecs)
-    yield timing.row(settings, "target", "default" if is_default else "")
+    yield timing.row(settings, "target", "default" if is_default else "", kind="target")
     if settings.sleep_millisecs != default.sleep_millisecs:
-        yield timing.row(default, "default")
+        yield timing.row(default, "default", kind="default")
     for pages in OTHERS:
         if pages != settings.pages_to_scan:
             yield timing.row(
@@ -136,13 +146,14 @@ def _row_for(timing: _Timing, settings: Settings, target: float) -> ScanRow:
     for sleep in (settings, shorter):
         pages = timing.smallest(sleep, target)
         if pages is not None:
-            return timing.row(replace(sleep, pages_to_scan=pages), option)
+            return timing.row(replace(sleep, pages_to_scan=pages), option, kind="asked")
     if timing.cpu_seconds > target:
         why = f"{_UNREACHABLE}: the CPU time alone is {duration(timing.cpu_seconds)}"
     else:
         why = f"{_UNREACHABLE}: even all pages in one batch are followed by a sleep"
     everything = min(timing.pages + 1, _UINT_MAX)
-    return timing.row(replace(settings, pages_to_scan=everything), option, why)
+    fastest = replace(settings, pages_to_scan=everything)
+    return timing.row(fastest, option, why, kind="unreachable")
 
 
 def _source(measured: float | None, hz: int | None) -> str:
@@ -176,19 +187,29 @@ def _advisor(
     timing: _Timing,
     advisor: AdvisorSettings | None,
     cpu_seconds: float | None,
-) -> str:
+) -> Settled | None:
     if not snapshot.meta.rules.advisor or not len(snapshot.mappings):
-        return ""
-    advisor = advisor or AdvisorSettings()
-    found = settle(
+        return None
+    return settle(
         _visits(snapshot, settings, prediction),
         settings,
-        advisor,
+        advisor or AdvisorSettings(),
         seconds_a_page=timing.each,
         hz=timing.hz,
         cpu_before=cpu_seconds or 0.0,
     )
-    return advisor_sentence(found, advisor)
+
+
+def _advisor_row(found: Settled, settings: Settings, timing: _Timing) -> ScanRow:
+    return ScanRow(
+        pages_to_scan=found.high,
+        sleep_millisecs=settings.sleep_millisecs,
+        seconds=found.longest,
+        cpu_percent=found.cpu_percent,
+        cpu_seconds=timing.cpu_seconds,
+        kind="advisor",
+        hopeless=found.longest > HOPELESS,
+    )
 
 
 def advisor_sentence(found: Settled, advisor: AdvisorSettings) -> str:
@@ -198,7 +219,7 @@ def advisor_sentence(found: Settled, advisor: AdvisorSettings) -> str:
     )
     cpu = f"{max(found.cpu_percent, 0.1):.1f} % of one CPU"
     after = f" after {found.scans} scans" if found.scans > 1 else ""
-    if found.high <= found.low * 1.1:
+    if found.stands:
         around = str(found.low) if found.low == found.high else f"{found.low} to {found.high}"
         text = f"{start} would settle at {around} pages_to_scan{after}"
     else:
@@ -224,23 +245,39 @@ _LIMITS = {
 
 def asked_for(found: Cost) -> ScanRow | None:
     """The row of --target-scan-time, if that can be reached."""
-    for row in found.rows:
-        if row.note.startswith("--target-scan-time") and _UNREACHABLE not in row.note:
-            return row
-    return None
+    return next((row for row in found.rows if row.kind == "asked"), None)
+
+
+def meets(own: ScanRow, asked: ScanRow) -> bool:
+    """Is the target's own setting fast enough already? `asked` has the fewest pages that are, and
+    another sleep only if with the target's none are enough."""
+    return own.sleep_millisecs == asked.sleep_millisecs and own.pages_to_scan >= asked.pages_to_scan
 
 
 def worth_writing(found: Cost) -> ScanRow | None:
-    """The row to put into sysfs: that of --target-scan-time, else the target's own unless it is
-    slower than what the kernel's advisor aims at, then the fewest pages that are not, or the
-    fastest row. None: leave it as it is."""
+    """The row to put into sysfs: that of --target-scan-time, unless the target's own meets it;
+    else the target's own unless it is slower than what the kernel's advisor aims at, then the
+    fewest pages that are not, or the fastest row. None: leave it as it is."""
     own, enough = found.rows[0], AdvisorSettings().target_scan_time
     asked = asked_for(found)
     if asked is not None:
-        return asked
+        return None if meets(own, asked) else asked
     if own.seconds <= enough:
         return None
     good = [row for row in found.rows if row.seconds <= enough]
     best = min(good, key=lambda row: row.pages_to_scan, default=None)
     best = best or min(found.rows, key=lambda row: row.seconds)
     return None if math.isclose(best.seconds, own.seconds) else best
+
+
+def by_advisor(found: Cost) -> ScanRow | None:
+    """Where the advisor settles, if pages_to_scan is better left to it: the target's own has to
+    change, nobody asked for another time, and it takes neither much more CPU time nor longer than
+    the row that would be written instead. With little memory it stops at its maximum, or at the
+    tenth of a CPU that is its minimum."""
+    row, instead = found.advisor_row, worth_writing(found)
+    if row is None or instead is None or asked_for(found) is not None:
+        return None
+    enough = max(AdvisorSettings().target_scan_time, instead.seconds)
+    sensible = row.cpu_percent <= _DEARER * instead.cpu_percent and row.seconds <= 1.1 * enough
+    return row if sensible else None

@@ -36,6 +36,13 @@ def vma_gains(snapshot: Snapshot, prediction: Prediction, fate: Fate | None = No
     return before - after - items_by_vma(snapshot, fate) * snapshot.meta.sizeof["rmap_item"]
 
 
+def process_gains(snapshot: Snapshot, prediction: Prediction, fate: Fate | None = None) -> F64:
+    """The same of each process, shape (P,)."""
+    gains = np.zeros(len(snapshot.processes))
+    np.add.at(gains, snapshot.vmas.process, vma_gains(snapshot, prediction, fate))
+    return gains
+
+
 def madvise(
     snapshot: Snapshot, prediction: Prediction, fate: Fate | None = None
 ) -> tuple[Madvise, ...]:

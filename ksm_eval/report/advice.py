@@ -100,7 +100,7 @@ def _pace(found: Cost) -> str:
     )
     if "99" in found.seconds_to:
         text += f"; 99 % of the saving is there after {human_seconds(found.seconds_to['99'])}"
-    return text + (f" ({scan.note})." if "hopeless" in scan.note else ".")
+    return text + (f" ({scan.note})." if scan.hopeless else ".")
 
 
 def _signed_percent(share: float) -> str:

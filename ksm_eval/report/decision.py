@@ -5,7 +5,7 @@ field. Units as in model.py.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,10 @@ class ScanRow:
     cpu_percent: float  # of one CPU, while it scans
     cpu_seconds: float  # a full scan
     note: str = ""  # "target", "default", "--target-scan-time 60", "hopeless: …"; several by ", "
+    kind: str = "other"
+    """"target": its own; "default"; "asked": the fewest pages for --target-scan-time;
+    "unreachable": none are enough for that; "advisor": where that settles; "other"."""
+    hopeless: bool = False  # a full scan takes more than an hour
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,9 @@ class Cost:
     passes_to: Mapping[str, int]
     seconds_to: Mapping[str, float]  # the same at the target's own settings; ends within a scan
     settling: str = ""  # how passes_to was found: "replayed", or "at most: …"
+    advisor_row: ScanRow | None = None  # where the advisor settles; None: it does not, or is none
+    # seconds_to under the advisor, from where advisor_mode is written; empty if there is none.
+    advisor_seconds_to: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
