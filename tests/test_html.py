@@ -531,6 +531,8 @@ NOT_SHOWN = (
     "calm.counters",  # only those of report.names are
     "ineligible",  # decision.why_not has more to say of it
     "decision.cost.seconds_to",  # whose keys are those of passes_to
+    "decision.cost.rows.kind",  # its note says it
+    "decision.cost.advisor_",  # cost.advisor says it
     "timeline.counters",  # those of the first pass are the columns
 )
 
