@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 from ksm_eval.assemble import Stood, Timeline, assemble, verified
 from ksm_eval.collect import collect
@@ -31,10 +31,10 @@ from ksm_eval.replay.warm import simulate_warm, verify
 from ksm_eval.report.model import Report
 from ksm_eval.sampling import Samples, take_samples
 from ksm_eval.snapshot import Snapshot, has_merged, unreadable_share
-from ksm_eval.target import ORDERING, REPLAYING, Progress, Selection, Target
+from ksm_eval.target import ORDERING, REPLAYING, Progress, Selection, Target, is_program
 
 if TYPE_CHECKING:
-    from drgn import Program
+    from ksm_eval.target import Program
 
 BYTES_A_VISIT = 1000
 """Of memory that the visit-by-visit replay of samples takes a mapping."""
@@ -399,7 +399,7 @@ def evaluate(
 ) -> Report:
     """Select, read, replay, report. A drgn Program, of a vmcore or of what runs, will do, too."""
     with ExitStack() as stack:
-        if _is_program(target):
+        if is_program(target):
             from ksm_eval.target.session import target_of
 
             target = target_of(target)
@@ -422,12 +422,6 @@ def evaluate(
         within=within,
         max_memory=max_memory,
     )
-
-
-def _is_program(target: Target | Program) -> TypeGuard[Program]:
-    """Without importing drgn, which reading /proc or a snapshot does not need."""
-    drgn = sys.modules.get("drgn")
-    return drgn is not None and isinstance(target, drgn.Program)
 
 
 class _CallableModule(ModuleType):

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ksm_eval.decision.words import percent, size
 from ksm_eval.errors import GateError, IncompleteError, UsageError
 from ksm_eval.report.model import Report
+from ksm_eval.report.words import percent, size
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
@@ -125,7 +126,7 @@ def _about(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
-class Teller:
+class Teller(ABC):
     """A `target.Progress` callback that costs next to nothing however often it is called.
 
     Before frames are read that takes long it says how long: from the first half second of it,
@@ -149,7 +150,7 @@ class Teller:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        pass
+        del kind, error, traceback  # nothing to put away
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """`total` 0: unknown."""
@@ -178,12 +179,13 @@ class Teller:
                 f"{_about(seconds)} ({_short(round(stage.done / passed))} pages/s)"
             )
 
+    @abstractmethod
     def say(self, line: str) -> None:
         """A line that stays."""
-        raise NotImplementedError
 
+    @abstractmethod
     def show(self, stage: Stage, now: float) -> None:
-        raise NotImplementedError
+        """Where it is now."""
 
 
 def _size(size: int) -> str:

@@ -20,11 +20,11 @@ from ksm_eval.decision.units import Unit, unit_of
 from ksm_eval.decision.verdict import verdict
 from ksm_eval.decision.what_if import what_if
 from ksm_eval.decision.why_not import reasons
-from ksm_eval.decision.words import duration
 from ksm_eval.replay.converged import predict
 from ksm_eval.replay.rules import Settings
 from ksm_eval.report.decision import Cost, Madvise, Step, Verdict
 from ksm_eval.report.model import Stillness
+from ksm_eval.report.words import duration
 from ksm_eval.snapshot import Entry, FrameFlag, MappingFlag, Snapshot
 from ksm_eval.target import vma_rules
 from tests import fixtures

@@ -40,7 +40,7 @@ def test_stopped(program: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("program", ["gunicorn"])  # all: docs/accuracy.md
+@pytest.mark.parametrize("program", ["gunicorn", "PostgreSQL"])  # all: docs/accuracy.md
 def test_running(program: str, tmp_path: Path) -> None:
     """Under a light load. Where requests fall into a scan of ksmd's, that pass merges less
     (docs/accuracy.md): then once more."""

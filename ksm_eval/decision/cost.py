@@ -8,12 +8,12 @@ from dataclasses import replace
 
 from ksm_eval.decision.advisor import AdvisorSettings, Settled, settle
 from ksm_eval.decision.settling import settling
-from ksm_eval.decision.words import duration
 from ksm_eval.replay.converged import Prediction
 from ksm_eval.replay.passes import visited
 from ksm_eval.replay.rules import Settings
 from ksm_eval.replay.scan_time import SECONDS_A_PAGE, full_scan_seconds
 from ksm_eval.report.decision import Cost, ScanRow
+from ksm_eval.report.words import duration
 from ksm_eval.snapshot import Snapshot
 
 OTHERS = (100, 500, 1000, 4000, 10_000)

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from ksm_eval.decision.cost import asked_for, by_advisor, worth_writing
 from ksm_eval.decision.units import Unit, unit_of
-from ksm_eval.decision.words import counted, duration, percent, size
 from ksm_eval.replay.rules import Settings
 from ksm_eval.report.decision import Cost, Madvise, Reason, Step, Verdict, WhatIf
+from ksm_eval.report.words import counted, duration, percent, size
 from ksm_eval.snapshot import Snapshot, has_merged
 
 KSM = "/sys/kernel/mm/ksm"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from ksm_eval.decision.fate import fate_of
-from ksm_eval.decision.words import counted, duration, percent, size
 from ksm_eval.replay.contents import Kind
 from ksm_eval.replay.converged import Prediction
 from ksm_eval.report.decision import Verdict
 from ksm_eval.report.model import Completeness, Savings, Stillness
+from ksm_eval.report.words import counted, duration, percent, size
 from ksm_eval.snapshot import Snapshot, has_merged, unreadable_share
 
 LITTLE = 0.01

@@ -1,4 +1,5 @@
-"""Building blocks of the terminal report: tables, wrapped text, numbers with units."""
+"""Building blocks of the terminal report: tables, wrapped text, numbers with units
+(report/words.py)."""
 
 from __future__ import annotations
 
@@ -8,39 +9,18 @@ from rich.table import Table
 from rich.text import Text
 
 from ksm_eval.report.text import printable
+from ksm_eval.report.words import counted, percent
+from ksm_eval.report.words import duration as human_seconds
+from ksm_eval.report.words import size as human_bytes
 
-
-def human_bytes(count: int) -> str:
-    """At most nine characters up to a petabyte, two of them the unit's: "41.2 MiB"."""
-    if abs(count) < 1000:
-        return f"{count} B"
-    value = float(count)
-    for unit in ("KiB", "MiB", "GiB", "TiB"):
-        value /= 1024
-        if abs(value) < 999.95:
-            return f"{value:.1f} {unit}"
-    return f"{value / 1024:.1f} PiB"
-
-
-def human_seconds(seconds: float) -> str:
-    """In the largest unit of which there are two: "85 s", "2.4 h", "0.038 s"."""
-    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-
-
-def percent(share: float) -> str:
-    """Never rounded to 0 or 100 %: those have a meaning of their own."""
-    if 0 < share < 0.0005:
-        return "less than 0.1 %"
-    if 0.9995 <= share < 1:
-        return "more than 99.9 %"
-    return f"{100 * share:.1f} %"
-
-
-def counted(number: int, singular: str, plural: str) -> str:
-    return f"{number} {singular if number == 1 else plural}"
+__all__ = [
+    "counted",
+    "fit",
+    "hanging",
+    "human_bytes",
+    "human_seconds",
+    "percent",
+]
 
 
 def or_dash(value: int | None) -> str:

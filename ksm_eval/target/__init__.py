@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,9 @@ from ksm_eval.replay.rules import Rules, Settings
 from ksm_eval.snapshot import I32, I64, NO_COMPOUND, U8, U16, U32, U64, Compounds, Pfns
 from ksm_eval.target.core_file import CoreFile
 from ksm_eval.target.meter import Meter
+
+if TYPE_CHECKING:
+    from drgn import Program as Program
 
 
 @dataclass(frozen=True)
@@ -234,6 +238,12 @@ class Target(Memory, Protocol):
         """The file to open for another process that is to read the same; None if there is none."""
 
     def close(self) -> None: ...
+
+
+def is_program(target: object) -> TypeGuard[Program]:
+    """Without importing drgn, which reading /proc or a snapshot does not need."""
+    drgn = sys.modules.get("drgn")
+    return drgn is not None and isinstance(target, drgn.Program)
 
 
 def read_page(target: Target, place: int) -> bytes:
